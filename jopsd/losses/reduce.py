@@ -1,0 +1,48 @@
+"""From per-token losses to one number: the weight each token gets in the sum.
+
+A reduction is a table of weights, computed once over the whole optimiser step, so that the loss is a plain sum and
+depends neither on micro-batches nor on padding nor on the mesh.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+Reduction = Literal["token_mean", "sequence_mean", "sequence_sum", "sequence_sum_norm"]
+
+
+def float_of(mask: jax.Array) -> jnp.dtype:
+    """float64 where the mask was given in float64, else float32."""
+    return jnp.promote_types(jnp.float32, mask.dtype) if jnp.issubdtype(mask.dtype, jnp.floating) else jnp.float32
+
+
+def token_weights(mask: jax.Array, reduction: Reduction = "token_mean") -> jax.Array:
+    """Weights [B,T] such that the reduced loss is `sum(weights * per_token_loss)`. Not differentiable.
+
+    Args:
+      mask: [B,T], nonzero on the tokens that count, over the whole optimiser step.
+      reduction: with m the mask and n the number of rows that have a valid token,
+        "token_mean"         m / sum(m)
+        "sequence_mean"      m / (tokens of the row * n): mean over rows of the row's token mean
+        "sequence_sum"       m / n: mean over rows of the row's sum
+        "sequence_sum_norm"  m / (n * T): the same over the padded width T (Dr. GRPO's constant)
+
+    Returns:
+      [B,T] float. All zero for an empty batch.
+
+    Raises:
+      ValueError: an unknown reduction.
+    """
+    m = mask.astype(bool).astype(float_of(mask))
+    rows = m.sum(axis=-1, keepdims=True)
+    filled = jnp.maximum((rows > 0).astype(m.dtype).sum(), 1)
+    if reduction == "token_mean":
+        return m / jnp.maximum(m.sum(), 1)
+    if reduction == "sequence_mean":
+        return m / (jnp.maximum(rows, 1) * filled)
+    if reduction == "sequence_sum":
+        return m / filled
+    if reduction == "sequence_sum_norm":
+        return m / (filled * mask.shape[-1])
+    raise ValueError(f"unknown reduction {reduction!r}")

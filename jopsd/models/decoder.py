@@ -1,0 +1,273 @@
+"""One decoder-only transformer, written once: forward pass, key-value cache, adapters as an argument.
+
+Axes: B batch, T tokens, S cache columns, D model width, N query heads, K key-value heads, H head size, F feed-forward
+width, V vocabulary, L layers, R adapter rank.
+
+Layers are stacked along a leading L axis and walked by one `lax.scan`, so that compile time does not grow with depth.
+Kernels are stored as [in, out], the transpose of the Hugging Face layout. Modules are plain pytrees: `jax.jit`,
+`jax.grad`, `jax.eval_shape`, optax and orbax act on them directly.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jopsd.models.attention import ATTENTION
+from jopsd.models.lora import Adapter
+from jopsd.models.sharding import constrain
+
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a decoder. Hashable, so it can be a static argument.
+
+    Attributes:
+      dtype: computation dtype of activations and cache ("bfloat16" or "float32"). Norms, rotary embeddings, attention
+        softmax and output logits are float32 whatever it says.
+      param_dtype: storage dtype of the parameters.
+      remat: what the backward pass recomputes in each layer: "none" keeps all, "dots" keeps matrix products,
+        "full" keeps layer inputs only.
+      attention: backend by name, see `jopsd.models.attention`.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    rope_theta: float = 1e6
+    rms_eps: float = 1e-6
+    tie_embeddings: bool = False
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "xla"
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.remat not in REMAT:
+            raise ValueError(f"remat {self.remat!r} is not one of {sorted(REMAT)}")
+        if self.attention not in ATTENTION:
+            raise ValueError(f"attention {self.attention!r} is not one of {sorted(ATTENTION)}")
+
+    @property
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """Kernel shapes [in, out] of one layer, by name."""
+        width, heads, kv = self.hidden_size, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return {
+            "q": (width, heads),
+            "k": (width, kv),
+            "v": (width, kv),
+            "o": (heads, width),
+            "gate": (width, self.intermediate_size),
+            "up": (width, self.intermediate_size),
+            "down": (self.intermediate_size, width),
+        }
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of every layer, carried through the layer scan and updated in place.
+
+    Attributes:
+      k, v: [L,B,K,S,H] in the computation dtype. This axis order is the one XLA writes in place on GPU and TPU.
+      segments: [B,S] int32, 0 on columns that hold nothing or padding.
+      length: [B] int32, the column each row writes next.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    segments: jax.Array
+    length: jax.Array
+
+
+class _Context(NamedTuple):
+    """What all layers share in one forward pass."""
+
+    cos: jax.Array  # [B,T,1,H/2] float32
+    sin: jax.Array
+    mask: jax.Array  # [B,T,S] bool, True where a query may look
+    start: jax.Array | None  # [B] first cache column to write, None without a cache
+
+
+def init_cache(cfg: ModelConfig, batch: int, size: int) -> Cache:
+    """An empty cache of `size` columns for `batch` rows."""
+    shape = (cfg.num_layers, batch, cfg.num_kv_heads, size, cfg.head_dim)
+    return Cache(
+        k=jnp.zeros(shape, cfg.dtype),
+        v=jnp.zeros(shape, cfg.dtype),
+        segments=jnp.zeros((batch, size), jnp.int32),
+        length=jnp.zeros((batch,), jnp.int32),
+    )
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm over the last axis, in float32, returned in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return x32.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """cos and sin [B,T,1,H/2] in float32 for integer positions [B,T]."""
+    inverse = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions[:, :, None, None].astype(jnp.float32) * inverse
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates [B,T,heads,H]; the two halves of H are the pairs, as in the Hugging Face checkpoints."""
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def write_cache(cache: jax.Array, new: jax.Array, layer: jax.Array, start: jax.Array) -> jax.Array:
+    """Writes new [B,T,K,H] into cache [L,B,K,S,H] at `layer`, row b from column start[b]."""
+
+    def write_row(row, fresh, column):  # [L,K,S,H], [T,K,H]
+        return jax.lax.dynamic_update_slice(row, fresh.swapaxes(0, 1)[None], (layer, 0, column, 0))
+
+    return jax.vmap(write_row, in_axes=(1, 0, 0), out_axes=1)(cache, new.astype(cache.dtype), start)
+
+
+class Block(nnx.Module):
+    """One layer: attention and feed-forward, each after its own norm and inside a residual."""
+
+    def __init__(self, cfg: ModelConfig, key: jax.Array):
+        ones = lambda size: nnx.Param(jnp.ones((size,), cfg.param_dtype))  # noqa: E731
+        keys = jax.random.split(key, len(cfg.projections))
+        for subkey, (name, shape) in zip(keys, cfg.projections.items(), strict=True):
+            setattr(self, name, nnx.Param((0.02 * jax.random.normal(subkey, shape)).astype(cfg.param_dtype)))
+        self.attn_norm, self.mlp_norm = ones(cfg.hidden_size), ones(cfg.hidden_size)
+        self.q_norm, self.k_norm = ones(cfg.head_dim), ones(cfg.head_dim)
+
+    def __call__(self, cfg: ModelConfig, x, kv, layer, adapter, ctx: _Context):
+        """x [B,T,D] and the cache pair kv -> the same, one layer further."""
+
+        def project(h, name):
+            y = h @ getattr(self, name)[...].astype(h.dtype)
+            return y if adapter is None else y + adapter.delta(h, name)
+
+        batch, length, _ = x.shape
+        h = rms_norm(x, self.attn_norm[...], cfg.rms_eps)
+        q = project(h, "q").reshape(batch, length, cfg.num_heads, cfg.head_dim)
+        k = project(h, "k").reshape(batch, length, cfg.num_kv_heads, cfg.head_dim)
+        v = project(h, "v").reshape(batch, length, cfg.num_kv_heads, cfg.head_dim)
+        q = apply_rope(rms_norm(q, self.q_norm[...], cfg.rms_eps), ctx.cos, ctx.sin)
+        k = apply_rope(rms_norm(k, self.k_norm[...], cfg.rms_eps), ctx.cos, ctx.sin)
+        if kv is None:
+            keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        else:
+            kv = write_cache(kv[0], k, layer, ctx.start), write_cache(kv[1], v, layer, ctx.start)
+            keys, values = kv[0][layer], kv[1][layer]
+        attended = ATTENTION[cfg.attention](q, keys, values, ctx.mask)
+        x = constrain(x + project(attended.reshape(batch, length, -1), "o"), "activation")
+        h = rms_norm(x, self.mlp_norm[...], cfg.rms_eps)
+        x = x + project(jax.nn.silu(project(h, "gate")) * project(h, "up"), "down")
+        return constrain(x, "activation"), kv
+
+
+class Decoder(nnx.Module):
+    """A decoder-only language model with an output head that may be the embedding table itself.
+
+    `model.hidden(tokens)` is the base policy (and the fixed teacher); `model.hidden(tokens, adapter=a)` is the policy
+    with a LoRA adapter, on the same arrays.
+    """
+
+    def __init__(self, cfg: ModelConfig, key: jax.Array):
+        embed_key, layer_key, head_key = jax.random.split(key, 3)
+        table = lambda k: (0.02 * jax.random.normal(k, (cfg.vocab_size, cfg.hidden_size))).astype(cfg.param_dtype)  # noqa: E731
+        self.cfg = nnx.static(cfg)
+        self.embed = nnx.Param(table(embed_key))
+        self.layers = jax.vmap(partial(Block, cfg))(jax.random.split(layer_key, cfg.num_layers))
+        self.final_norm = nnx.Param(jnp.ones((cfg.hidden_size,), cfg.param_dtype))
+        self.lm_head = nnx.data(None) if cfg.tie_embeddings else nnx.Param(table(head_key))
+
+    @property
+    def head(self) -> jax.Array:
+        """Output head [V,D]: the embedding table when tied."""
+        return (self.embed if self.lm_head is None else self.lm_head)[...]
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        adapter: Adapter | None = None,
+        cache: Cache | None = None,
+    ):
+        """Final normalised hidden states.
+
+        Args:
+          tokens: [B,T] int32.
+          positions: [B,T] rotary positions. Default: counted from each row's first real token.
+          segments: [B,T] int32, 0 on padding; a token sees earlier tokens (by column) of its own segment.
+            Default: all 1.
+          adapter: optional LoRA adapter; None is the base model.
+          cache: optional cache. The T new tokens are written from column `cache.length[b]` on and `length` grows by
+            the number of tokens that are not padding, so right-padded columns are overwritten by what comes next.
+
+        Returns:
+          h [B,T,D] in the computation dtype, or (h, cache) when a cache was given.
+        """
+        cfg = self.cfg
+        segments = jnp.ones_like(tokens) if segments is None else segments
+        real = (segments != 0).astype(jnp.int32)
+        start = None if cache is None else cache.length
+        if positions is None:
+            positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0) + (0 if start is None else start[:, None])
+        cos, sin = rope_angles(positions, cfg.head_dim, cfg.rope_theta)
+        column = jnp.arange(tokens.shape[1])[None]
+        if cache is None:
+            key_segments, query_column = segments, column
+        else:
+            write = lambda row, fresh, at: jax.lax.dynamic_update_slice(row, fresh, (at,))  # noqa: E731
+            key_segments = jax.vmap(write)(cache.segments, segments.astype(jnp.int32), start)
+            query_column = column + start[:, None]
+        mask = (
+            (segments[:, :, None] == key_segments[:, None, :])
+            & (key_segments[:, None, :] != 0)
+            & (jnp.arange(key_segments.shape[1])[None, None] <= query_column[:, :, None])
+        )
+        ctx = _Context(cos, sin, mask, start)
+        table = constrain(self.embed[...], "lookup")
+        x = constrain(table[tokens].astype(cfg.dtype), "activation")
+
+        def layer_step(carry, layer):
+            x, kv = carry
+            index, block, layer_adapter = layer
+            return block(cfg, x, kv, index, layer_adapter, ctx), None
+
+        if REMAT[cfg.remat] is not None and cache is None:
+            layer_step = jax.checkpoint(layer_step, policy=REMAT[cfg.remat], prevent_cse=False)
+        kv = None if cache is None else (cache.k, cache.v)
+        (x, kv), _ = jax.lax.scan(layer_step, (x, kv), (jnp.arange(cfg.num_layers), self.layers, adapter))
+        h = rms_norm(x, self.final_norm[...], cfg.rms_eps)
+        if cache is None:
+            return h
+        return h, Cache(*kv, segments=key_segments, length=start + real.sum(axis=1))
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """Logits [...,V] in float32 from hidden states [...,D]."""
+        return jnp.einsum("...d,vd->...v", hidden, self.head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def parameter_count(cfg: ModelConfig) -> int:
+    """Number of parameters of a decoder of this shape, without allocating it."""
+    shapes = jax.eval_shape(lambda: Decoder(cfg, jax.random.key(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))

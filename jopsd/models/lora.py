@@ -1,0 +1,69 @@
+"""LoRA (arXiv 2106.09685): low-rank additions to the projections, kept as a separate pytree.
+
+The base arrays are never touched: the model without the adapter is the teacher, with it the student.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Adapter:
+    """Low-rank factors of every layer.
+
+    Attributes:
+      a, b: by projection name, [L,in,R] and [L,R,out], float32. Inside the layer scan the L axis is gone.
+      scale: alpha / R, static.
+    """
+
+    a: dict[str, jax.Array]
+    b: dict[str, jax.Array]
+    scale: float = field(metadata={"static": True})
+
+    def delta(self, h: jax.Array, name: str) -> jax.Array | float:
+        """What the adapter adds to projection `name` of h [...,in]: [...,out], or 0 if it is not a target."""
+        if name not in self.a:
+            return 0.0
+        return (h @ self.a[name].astype(h.dtype)) @ self.b[name].astype(h.dtype) * self.scale
+
+
+def init_adapter(
+    projections: dict[str, tuple[int, int]],
+    num_layers: int,
+    rank: int,
+    alpha: float,
+    key: jax.Array,
+    targets: Sequence[str] = TARGETS,
+) -> Adapter:
+    """A fresh adapter that changes nothing: A is uniform in +-1/sqrt(in), as PEFT draws it, and B is zero.
+
+    Args:
+      projections: kernel shapes by name, `ModelConfig.projections`.
+
+    Raises:
+      ValueError: a target that the model does not have, or a rank below 1.
+    """
+    unknown = sorted(set(targets) - set(projections))
+    if unknown:
+        raise ValueError(f"LoRA targets {unknown} are not projections of this model: {sorted(projections)}")
+    if rank < 1:
+        raise ValueError(f"LoRA rank must be at least 1, got {rank}")
+    a, b = {}, {}
+    for name, subkey in zip(sorted(targets), jax.random.split(key, len(targets)), strict=True):
+        width_in, width_out = projections[name]
+        bound = width_in**-0.5
+        a[name] = jax.random.uniform(subkey, (num_layers, width_in, rank), jnp.float32, -bound, bound)
+        b[name] = jnp.zeros((num_layers, rank, width_out), jnp.float32)
+    return Adapter(a, b, alpha / rank)
+
+
+def merged_kernel(kernel: jax.Array, adapter: Adapter, name: str) -> jax.Array:
+    """kernel [L,in,out] with the adapter folded in: product and sum in float32, returned in the kernel's dtype."""
+    product = jnp.einsum("lir,lro->lio", adapter.a[name], adapter.b[name], precision="highest") * adapter.scale
+    return (kernel.astype(jnp.float32) + product).astype(kernel.dtype)

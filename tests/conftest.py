@@ -1,0 +1,21 @@
+"""Fixtures shared by all tests: eight virtual CPU devices, and the optional folder of real rows."""
+
+import os
+from pathlib import Path
+
+# Read by XLA when the CPU backend starts, so it must be set before anything imports jax.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real rows and golden vectors beside a developer's checkout; a user has none."""
+    folder = REPO.parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip("the folder ../shared with real rows is not here")
+    return folder
