@@ -47,7 +47,7 @@ class TrainBatch:
 
 
 def pad_length(longest: int, step: int) -> int:
-    """The smallest multiple of `step` that holds `longest`; at least one step. Few distinct widths, few compilations."""
+    """The smallest multiple of `step` that holds `longest`; at least one step. Few widths, few compilations."""
     return max(-(-longest // step), 1) * step
 
 

@@ -1,4 +1,4 @@
-"""score, weigh and value composed on full logits: the definition of a method's loss, which the fused path must equal."""
+"""score, weigh and value composed on full logits: a method's loss by definition, which the fused path must equal."""
 
 import jax
 import jax.numpy as jnp

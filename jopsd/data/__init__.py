@@ -1,0 +1,1 @@
+"""Rows to Problems, Problems to batches, messages to token ids."""

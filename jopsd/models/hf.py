@@ -1,0 +1,325 @@
+"""Hugging Face directories in and out: config.json, safetensors, tokenizer, stop tokens.
+
+Tensors are streamed one by one in both directions. Loading, hidden costs are one stacked leaf on the host plus one
+tensor; saving, one tensor. HF -> here -> HF gives the same bytes per tensor.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+
+from jopsd.models.decoder import Decoder, ModelConfig
+from jopsd.models.families import FAMILIES, find_family
+from jopsd.models.lora import Adapter, merged_kernel
+from jopsd.models.safetensors_files import (
+    DISK_DTYPES,
+    INDEX,
+    Slot,
+    check_tensors,
+    make_slots,
+    read_json,
+    read_leaf,
+    split_shards,
+    stored_tensors,
+    write_safetensors,
+)
+from jopsd.models.sharding import leaf_spec
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+# What `save_pretrained` carries over from a source directory besides config.json; absent ones are skipped.
+COMPANIONS = (
+    *VOCABULARIES,
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates",
+    GENERATION,
+)
+_RUNTIME_FIELDS = ("dtype", "param_dtype", "remat", "attention")
+
+
+def _leaf_name(path) -> str:
+    names = [getattr(part, "name", None) or getattr(part, "key", None) for part in path]
+    return ".".join(str(name) for name in names if name is not None and name != "value")
+
+
+def _leaves(tree) -> dict[str, jax.Array]:
+    return {_leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def abstract_decoder(cfg: ModelConfig) -> Decoder:
+    """A decoder of shapes (`jax.ShapeDtypeStruct`); allocates nothing."""
+    return jax.eval_shape(lambda: Decoder(cfg, jax.random.key(0)))
+
+
+# ---------------------------------------------------------------------------------------------------------- config
+
+
+def _raw_config(directory: Path) -> dict:
+    return read_json(directory / CONFIG, "it must be a model directory in the Hugging Face layout")
+
+
+def read_config(directory: str | Path, **overrides) -> ModelConfig:
+    """The `ModelConfig` of a Hugging Face directory.
+
+    Args:
+      overrides: dtype, param_dtype, remat, attention. Without them parameters keep the checkpoint's dtype (float32 if
+        config.json names none) and computation is bfloat16 for a bfloat16 checkpoint and float32 otherwise.
+
+    Raises:
+      FileNotFoundError: no config.json.
+      ValueError: an architecture or option that is not supported, by file, key and value; or an unknown override.
+    """
+    directory = Path(directory)
+    raw, where = _raw_config(directory), str(directory / CONFIG)
+    unknown = sorted(set(overrides) - set(_RUNTIME_FIELDS))
+    if unknown:
+        raise ValueError(f"{unknown} cannot be overridden: {where} decides; only {list(_RUNTIME_FIELDS)} can")
+    _, family = find_family(raw, where)
+    stored = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+    if stored not in DISK_DTYPES:
+        raise ValueError(f"{where}: dtype = {stored!r} is not supported, only {sorted(DISK_DTYPES)}")
+    runtime = {"param_dtype": stored, "dtype": "bfloat16" if stored == "bfloat16" else "float32"}
+    return ModelConfig(**family.config_from_hf(raw, where), **runtime | overrides)
+
+
+def hf_config(cfg: ModelConfig) -> dict:
+    """A config.json for a model made here (architecture Qwen3), readable by transformers 4 and 5.
+
+    Token ids and the context length are not ours to know: add `eos_token_id` and the like to the dict where needed.
+    """
+    return FAMILIES["Qwen3ForCausalLM"].config_to_hf(cfg) | {"torch_dtype": cfg.param_dtype}
+
+
+def _check_agrees(cfg: ModelConfig, fields: dict, where: str) -> None:
+    differing = {key: (getattr(cfg, key), value) for key, value in fields.items() if getattr(cfg, key) != value}
+    if differing:
+        told = ", ".join(f"{key} {ours!r} against {theirs!r}" for key, (ours, theirs) in differing.items())
+        raise ValueError(f"the model config disagrees with {where}: {told}")
+
+
+# ------------------------------------------------------------------------------------------------------------ load
+
+
+def _place(shape: tuple[int, ...], read: Callable, sharding: NamedSharding | None) -> jax.Array:
+    """An array from `read(index) -> numpy`; with a sharding each process reads the parts of its own devices, once."""
+    if sharding is None:
+        return jax.block_until_ready(jax.device_put(read(tuple(slice(0, size) for size in shape))))
+    parts: dict[tuple, np.ndarray] = {}
+
+    def part(index):
+        bounds = tuple(piece.indices(size)[:2] for piece, size in zip(index, shape, strict=True))
+        if bounds not in parts:
+            parts[bounds] = read(tuple(slice(*bound) for bound in bounds))
+        return parts[bounds]
+
+    return jax.block_until_ready(jax.make_array_from_callback(shape, sharding, part))
+
+
+def load_pretrained(directory: str | Path, cfg: ModelConfig | None = None, mesh: Mesh | None = None) -> Decoder:
+    """A decoder with the weights of a Hugging Face directory (one model.safetensors, or shards with an index).
+
+    Args:
+      cfg: default `read_config(directory)`. It must agree with config.json in shape; parameters are cast to its
+        `param_dtype`.
+      mesh: place every leaf as `leaf_spec` says; each process reads only what its own devices hold. Default: the
+        default device.
+
+    Raises:
+      FileNotFoundError: no config.json, no weights, a missing shard.
+      ValueError: a tensor that is missing, unexpected or of the wrong shape, a truncated file, an unsupported option,
+        or a `cfg` that contradicts config.json; by file and tensor. All of it before any weight is read.
+    """
+    directory = Path(directory)
+    raw, where = _raw_config(directory), str(directory / CONFIG)
+    _, family = find_family(raw, where)
+    cfg = read_config(directory) if cfg is None else cfg
+    _check_agrees(cfg, family.config_from_hf(raw, where), where)
+    found, abstract = stored_tensors(directory), abstract_decoder(cfg)
+    slots = make_slots(_leaves(abstract), family.tensors)
+    # A tied model may carry a copy of the table as its head; the config says it is the same.
+    check_tensors(slots, found, directory, {family.tensors["lm_head"].name} if cfg.tie_embeddings else set())
+    by_leaf: dict[str, list[Slot]] = {}
+    for slot in slots:
+        by_leaf.setdefault(slot.leaf, []).append(slot)
+
+    def load(path, leaf):
+        sharding = None if mesh is None else NamedSharding(mesh, leaf_spec(path, leaf.shape, mesh))
+        read = lambda index: read_leaf(by_leaf[_leaf_name(path)], found, index, leaf.dtype)  # noqa: E731
+        return _place(leaf.shape, read, sharding)
+
+    return jax.tree_util.tree_map_with_path(load, abstract)
+
+
+# ------------------------------------------------------------------------------------------------------------ save
+
+
+@partial(jax.jit, static_argnames=("stacked", "transposed", "dtype"))
+def _disk_tensor(leaf, layer, factors, *, stacked: bool, transposed: bool, dtype: str) -> jax.Array:
+    """One tensor in the layout and dtype of the disk; `factors` is (a, b, scale) of an adapter to fold in, or None.
+
+    The layer is cut out first, so that nothing of the size of the stacked leaf is made.
+    """
+    cut = lambda x: jax.lax.dynamic_slice_in_dim(x, layer, 1)  # noqa: E731
+    x = cut(leaf) if stacked else leaf
+    if factors is not None:
+        a, b, scale = factors
+        x = merged_kernel(x.astype(jnp.float32), Adapter({"x": cut(a)}, {"x": cut(b)}, scale), "x")
+    x = x[0] if stacked else x
+    return (x.T if transposed else x).astype(dtype)
+
+
+def _fetch(slot: Slot, leaf: jax.Array, adapter: Adapter | None, dtype: str) -> np.ndarray:
+    """One tensor on the host. On several processes all of them must call it."""
+    name = slot.leaf.removeprefix("layers.")
+    factors = None
+    if adapter is not None and slot.layer is not None and name in adapter.a:
+        factors = adapter.a[name], adapter.b[name], adapter.scale
+    stacked = slot.layer is not None
+    x = _disk_tensor(leaf, slot.layer or 0, factors, stacked=stacked, transposed=slot.transposed, dtype=dtype)
+    if not x.is_fully_addressable:
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.ascontiguousarray(x)
+
+
+def _one_dtype(leaves: dict[str, jax.Array]) -> str:
+    dtypes = sorted({str(leaf.dtype) for leaf in leaves.values()})
+    if len(dtypes) > 1:
+        raise ValueError(f"the parameters have several dtypes {dtypes}: say which to write with dtype=")
+    return dtypes[0]
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_companions(folder: Path, raw: dict, source: Path | None, dtype: str) -> None:
+    for name in COMPANIONS if source is not None else ():
+        if (source / name).is_dir():
+            shutil.copytree(source / name, folder / name)
+        elif (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    # transformers 5 writes "dtype", 4 "torch_dtype": keep to the key that is there.
+    keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["torch_dtype"]
+    _write_json(folder / CONFIG, raw | dict.fromkeys(keys, dtype))
+
+
+def save_pretrained(
+    model: Decoder,
+    directory: str | Path,
+    source: dict | str | Path,
+    *,
+    adapter: Adapter | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int = 5 * 2**30,
+) -> None:
+    """Writes a model as a Hugging Face directory that transformers, vLLM and SGLang load.
+
+    It is built beside the target under another name and renamed at the end, so an interrupted save leaves nothing that
+    looks complete. With several processes all must call it (each tensor is gathered); the first one writes.
+
+    Args:
+      source: a config.json as a dict (`hf_config` makes one), or a directory whose config.json, tokenizer, generation
+        config and chat template are carried over.
+      adapter: folded into the kernels, product and sum in float32.
+      dtype: "float32", "bfloat16" or "float16"; default: that of the parameters. config.json says the same.
+      max_shard_bytes: a larger model is split into files of at most this size.
+
+    Raises:
+      FileExistsError: the target exists and is not an empty directory.
+      ValueError: `source` describes another model, or the dtype cannot be written.
+    """
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise FileExistsError(f"{directory} exists and is not an empty directory: remove it or choose another")
+    folder = None if isinstance(source, dict) else Path(source)
+    raw, where = (source, "source") if folder is None else (_raw_config(folder), str(folder / CONFIG))
+    _, family = find_family(raw, where)
+    _check_agrees(model.cfg, family.config_from_hf(raw, where), where)
+    leaves = _leaves(model)
+    dtype = _one_dtype(leaves) if dtype is None else dtype
+    if dtype not in DISK_DTYPES:
+        raise ValueError(f"dtype {dtype!r} cannot be written, only {sorted(DISK_DTYPES)}")
+    slots = make_slots(leaves, family.tensors)
+    shards = split_shards(slots, np.dtype(dtype).itemsize, max_shard_bytes)
+    partial_dir = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
+    writer = jax.process_index() == 0
+    try:
+        if writer:
+            shutil.rmtree(partial_dir, ignore_errors=True)  # left by a killed process of the same id
+            partial_dir.mkdir(parents=True)
+        for name, group in shards.items():
+            arrays = (_fetch(slot, leaves[slot.leaf], adapter, dtype) for slot in group)
+            if writer:
+                write_safetensors(partial_dir / name, group, arrays, dtype)
+            else:
+                for _ in arrays:
+                    pass
+        if writer:
+            if len(shards) > 1:
+                total = np.dtype(dtype).itemsize * sum(int(np.prod(slot.shape)) for slot in slots)
+                weight_map = {slot.name: name for name, group in shards.items() for slot in group}
+                _write_json(partial_dir / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+            _write_companions(partial_dir, raw, folder, dtype)
+            os.replace(partial_dir, directory)
+    except BaseException:
+        if writer:
+            shutil.rmtree(partial_dir, ignore_errors=True)
+        raise
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"save_pretrained {directory}")
+
+
+# ------------------------------------------------------------------------------------------------------- tokenizer
+
+
+def load_tokenizer(directory: str | Path):
+    """The tokenizer of a directory (a transformers tokenizer), from local files only.
+
+    Raises:
+      FileNotFoundError: the directory or its vocabulary file does not exist.
+      ValueError: the files are there but do not make a tokenizer.
+    """
+    from transformers import AutoTokenizer  # slow to import
+
+    directory = Path(directory)
+    if not any((directory / name).is_file() for name in VOCABULARIES):
+        raise FileNotFoundError(f"no tokenizer in {directory}: none of {', '.join(VOCABULARIES)} is there")
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    except Exception as error:
+        raise ValueError(f"{directory}: transformers cannot make a tokenizer of these files: {error}") from error
+
+
+def eos_ids(directory: str | Path, tokenizer) -> tuple[int, ...]:
+    """Token ids that end a completion: from generation_config.json, else config.json, else the tokenizer.
+
+    Raises:
+      ValueError: none of them names one, or one that is not an integer.
+    """
+    directory = Path(directory)
+    for name in (GENERATION, CONFIG):
+        path = directory / name
+        value = read_json(path, "").get("eos_token_id") if path.is_file() else None
+        if value is not None and value != []:
+            ids = value if isinstance(value, list) else [value]
+            if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+                raise ValueError(f"{path}: eos_token_id = {value!r} is not an integer or a list of integers")
+            return tuple(dict.fromkeys(ids))
+    if getattr(tokenizer, "eos_token_id", None) is None:
+        raise ValueError(f"no end token: add eos_token_id to {directory / GENERATION} or an eos_token to the tokenizer")
+    return (int(tokenizer.eos_token_id),)

@@ -1,0 +1,183 @@
+"""Safetensors files: which tensors a directory holds, reading parts of stacked leaves, writing tensor by tensor."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import ml_dtypes  # noqa: F401  registers "bfloat16" with numpy, which safetensors needs
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jopsd.models.families import Tensor
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Names in a safetensors header by numpy dtype name.
+DISK_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+class Stored(NamedTuple):
+    """A tensor on disk."""
+
+    file: Path
+    shape: tuple[int, ...]
+
+
+class Slot(NamedTuple):
+    """A tensor of a decoder as it is on disk: its name and shape there, the leaf it is (a layer of)."""
+
+    name: str
+    leaf: str
+    layer: int | None  # None when the leaf is not stacked
+    transposed: bool
+    shape: tuple[int, ...]
+
+
+def read_json(path: Path, why: str) -> dict:
+    """A JSON object from a file; `why` it is needed ends the message when it does not exist."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist: {why}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The safetensors files of a directory, and the weight map if it is sharded."""
+    if (directory / SINGLE).is_file():
+        return [directory / SINGLE], None
+    index = directory / INDEX
+    if not index.is_file():
+        pickled = sorted(path.name for path in directory.glob("*.bin"))
+        hint = f"; {pickled[0]} is a pickle, convert it to safetensors first" if pickled else ""
+        raise FileNotFoundError(f"no weights in {directory}: neither {SINGLE} nor {INDEX}{hint}")
+    weight_map = read_json(index, "").get("weight_map")
+    if not weight_map:
+        raise ValueError(f"{index}: weight_map is missing or empty")
+    files = [directory / name for name in sorted(set(weight_map.values()))]
+    for file in files:
+        if not file.is_file():
+            lost = next(tensor for tensor, name in weight_map.items() if name == file.name)
+            raise FileNotFoundError(f"shard {file} does not exist; {INDEX} places {lost} there")
+    return files, weight_map
+
+
+def _open(file: Path):
+    try:
+        return safe_open(file, "np")
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or corrupt, fetch it again: {error}") from None
+
+
+def stored_tensors(directory: Path) -> dict[str, Stored]:
+    """Every tensor of a directory, from the headers alone."""
+    files, weight_map = _weight_files(directory)
+    found: dict[str, Stored] = {}
+    for file in files:
+        with _open(file) as handle:
+            for name in handle.keys():
+                header = handle.get_slice(name)
+                if name in found:
+                    raise ValueError(f"tensor {name} is in both {found[name].file} and {file}")
+                if header.get_dtype() not in DISK_DTYPES.values():
+                    raise ValueError(f"{file}: tensor {name} has dtype {header.get_dtype()}, which is not supported")
+                found[name] = Stored(file, tuple(header.get_shape()))
+    for name, file in (weight_map or {}).items():
+        if name not in found or found[name].file.name != file:
+            raise ValueError(f"{directory / file}: tensor {name} is missing, though {INDEX} places it there")
+    return found
+
+
+def make_slots(shapes: dict[str, jax.ShapeDtypeStruct], tensors: dict[str, Tensor]) -> list[Slot]:
+    """What a decoder is on disk, tensor by tensor, layer after layer."""
+    layers = next(leaf.shape[0] for name, leaf in shapes.items() if name.startswith("layers."))
+
+    def slot(name: str, layer: int | None) -> Slot:
+        tensor = tensors[name]
+        shape = shapes[name].shape[0 if layer is None else 1 :]
+        return Slot(
+            tensor.name.format(layer=layer), name, layer, tensor.transposed, shape[::-1] if tensor.transposed else shape
+        )
+
+    stacked = [name for name in tensors if name.startswith("layers.")]
+    whole = [name for name in tensors if name in shapes and name not in stacked]  # no lm_head when tied
+    return [slot(name, None) for name in whole] + [slot(name, i) for i in range(layers) for name in stacked]
+
+
+def check_tensors(slots: list[Slot], found: dict[str, Stored], directory: Path, ignored: set[str]) -> None:
+    """Raises ValueError, by file and tensor, unless `found` holds exactly `slots` (and perhaps some `ignored`)."""
+    missing = [slot.name for slot in slots if slot.name not in found]
+    if missing:
+        raise ValueError(f"{directory}: tensor {missing[0]} is missing ({len(missing)} of {len(slots)} are)")
+    for slot in slots:
+        if found[slot.name].shape != slot.shape:
+            file, shape = found[slot.name]
+            raise ValueError(f"{file}: tensor {slot.name} has shape {list(shape)}, expected {list(slot.shape)}")
+    unexpected = sorted(set(found) - {slot.name for slot in slots} - ignored)
+    if unexpected:
+        name = unexpected[0]
+        raise ValueError(f"{found[name].file}: tensor {name} is unexpected ({len(unexpected)} such); nothing reads it")
+
+
+def read_leaf(slots: list[Slot], found: dict[str, Stored], index: tuple[slice, ...], dtype) -> np.ndarray:
+    """The part `index` of a leaf, given the slots it is made of; reads only the bytes of that part.
+
+    Files are opened anew for each part, so that mapped pages are given back as loading goes on.
+    """
+    stacked = slots[0].layer is not None
+    inner = index[1:] if stacked else index
+    rows = slots[index[0]] if stacked else slots
+    with ExitStack() as stack:
+        handles = {}
+        out = None
+        for row, slot in enumerate(rows):
+            file = found[slot.name].file
+            if file not in handles:
+                handles[file] = stack.enter_context(_open(file))
+            part = handles[file].get_slice(slot.name)[inner[::-1] if slot.transposed else inner]
+            part = part.T if slot.transposed else part
+            if not stacked:
+                return part.astype(dtype, copy=False)
+            if out is None:
+                out = np.empty((len(rows), *part.shape), dtype)
+            out[row] = part
+    return out
+
+
+def write_safetensors(path: Path, slots: list[Slot], arrays: Iterator[np.ndarray], dtype: str) -> None:
+    """One file: an 8-byte length, a JSON header, then the tensors as they arrive."""
+    header, offset, size = {"__metadata__": {"format": "pt"}}, 0, np.dtype(dtype).itemsize
+    for slot in slots:
+        end = offset + size * int(np.prod(slot.shape))
+        header[slot.name] = {"dtype": DISK_DTYPES[dtype], "shape": list(slot.shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the data starts on 8 bytes, as readers expect
+    with open(path, "wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for array in arrays:
+            file.write(array.reshape(-1).view(np.uint8))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def split_shards(slots: list[Slot], itemsize: int, limit: int) -> dict[str, list[Slot]]:
+    """Tensors by file name, in order; a tensor above the limit has a file of its own."""
+    groups, used = [[]], 0
+    for slot in slots:
+        size = itemsize * int(np.prod(slot.shape))
+        if groups[-1] and used + size > limit:
+            groups.append([])
+            used = 0
+        groups[-1].append(slot)
+        used += size
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}

@@ -1,0 +1,48 @@
+"""Sampling completions from a policy: `make_sampler` builds a sampler by name, `sampler.py` is the contract."""
+
+from jax.sharding import Mesh
+
+from jopsd.models.decoder import ModelConfig
+from jopsd.sampling.sampler import Completion, Policy, Request, Sampler, SamplerError, SamplingParams
+
+__all__ = ["Completion", "Policy", "Request", "Sampler", "SamplerError", "SamplingParams", "make_sampler"]
+
+
+def make_sampler(
+    name: str,
+    model_config: ModelConfig,
+    policy: Policy,
+    slots: int,
+    max_length: int,
+    chunk: int,
+    mesh: Mesh | None = None,
+    max_stop_ids: int = 8,
+) -> Sampler:
+    """A sampler in this process that starts with `policy` as version 0.
+
+    Args:
+      name: "jetstream" (JetStream's Driver, its own threads) or "loop" (one plain loop on the caller's thread).
+      slots: samples decoded at once. The cache takes slots x max_length columns.
+      max_length: prompt plus completion tokens of the longest sample.
+      chunk: decode steps between two visits of the host; a freed slot waits up to this long for its next sample.
+      mesh: where the policy's arrays live; None for one device.
+      max_stop_ids: most stop ids a request may have.
+
+    Raises:
+      ValueError: an unknown name, or a size out of range.
+      ImportError: JetStream is not installed; the message is the command that installs it.
+    """
+    from jopsd.sampling.engine import Engine
+
+    if name not in ("jetstream", "loop"):
+        raise ValueError(f"sampler {name!r} is not one of ['jetstream', 'loop']")
+    engine = Engine(
+        model_config, policy, slots=slots, max_length=max_length, chunk=chunk, mesh=mesh, max_stop_ids=max_stop_ids
+    )
+    if name == "loop":
+        from jopsd.sampling.loop import LoopSampler
+
+        return LoopSampler(engine)
+    from jopsd.sampling.jetstream import JetStreamSampler
+
+    return JetStreamSampler(engine)

@@ -1,0 +1,109 @@
+"""Prompt rendering against literal strings and the tokenizer's own ids."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from jopsd.data.chat import close_open_think, render, render_text, require_chat_template, template_honours_thinking
+
+CHATML = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+ALWAYS_OPEN = CHATML.split("{% if enable_thinking")[0] + "<think>\n{% endif %}"
+USER = [{"role": "user", "content": "What is 1+1?"}]
+
+
+def tokenizer_with(template: str | None) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that adds a BOS of its own, as Llama's does."""
+    specials = ["<|bos|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    vocabulary = {token: i for i, token in enumerate([*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(specials)
+    core.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<|bos|>", chat_template=template)
+
+
+@pytest.fixture(scope="module")
+def chatml() -> PreTrainedTokenizerFast:
+    return tokenizer_with(CHATML)
+
+
+def test_the_open_think_rule_agrees_with_the_released_collator():
+    cases = json.loads((Path(__file__).parent / "golden" / "think_patch.json").read_text())["cases"]
+    for before, after in cases:
+        assert close_open_think(before) == after
+
+
+def test_closing_an_open_think_tag_twice_changes_nothing_more():
+    once = close_open_think("x<think>\n")
+    assert close_open_think(once) == once
+
+
+def test_thinking_reaches_the_template_and_none_passes_no_flag(chatml):
+    head = "<|bos|><|im_start|>user\nWhat is 1+1?<|im_end|>\n<|im_start|>assistant\n"
+    assert render_text(chatml, USER, True) == head
+    assert render_text(chatml, USER, None) == head
+    assert render_text(chatml, USER, False) == head + "<think>\n\n</think>\n\n"
+
+
+def test_none_really_omits_the_flag():
+    probe = tokenizer_with("{% if enable_thinking is defined %}flag{% else %}no flag{% endif %}")
+    assert render_text(probe, USER, None) == "no flag"
+    assert render_text(probe, USER, True) == render_text(probe, USER, False) == "flag"
+
+
+def test_ids_hold_one_bos_and_decode_to_the_rendered_text(chatml):
+    ids = render(chatml, USER, True)
+    assert all(isinstance(i, int) for i in ids)
+    assert ids.count(chatml.bos_token_id) == 1 and ids[0] == chatml.bos_token_id
+    assert chatml.decode(ids) == render_text(chatml, USER, True)
+    assert chatml.encode("x")[0] == chatml.bos_token_id  # so the default encoding would have added a second one
+
+
+def test_role_markers_are_single_special_tokens(chatml):
+    assert render(chatml, USER, True).count(chatml.convert_tokens_to_ids("<|im_start|>")) == 2
+
+
+def test_a_template_that_always_opens_a_think_tag_is_closed_for_the_student():
+    tokenizer = tokenizer_with(ALWAYS_OPEN)
+    assert render_text(tokenizer, USER, True).endswith("assistant\n<think>\n")
+    assert render_text(tokenizer, USER, False, close_think=True).endswith("assistant\n<think>\n</think>\n\n")
+
+
+def test_closing_is_no_operation_where_the_template_closed_already(chatml):
+    assert render(chatml, USER, False, close_think=True) == render(chatml, USER, False)
+
+
+def test_a_prefill_comes_last(chatml):
+    assert render_text(chatml, USER, True, prefill="<think>\nNitafikiri").endswith("assistant\n<think>\nNitafikiri")
+
+
+def test_a_prefill_with_its_own_think_tag_replaces_the_one_the_template_opened():
+    text = render_text(tokenizer_with(ALWAYS_OPEN), USER, True, prefill="<think>\nNitafikiri")
+    assert text.endswith("assistant\n<think>\nNitafikiri") and text.count("<think>") == 1
+
+
+def test_it_is_known_whether_a_template_honours_thinking(chatml):
+    assert template_honours_thinking(chatml)
+    assert not template_honours_thinking(tokenizer_with(ALWAYS_OPEN))
+
+
+def test_a_tokenizer_without_a_template_is_refused_with_the_fix():
+    with pytest.raises(ValueError, match=r"no chat template.*tokenizer\.chat_template"):
+        require_chat_template(tokenizer_with(None))
+    with pytest.raises(ValueError, match="no chat template"):
+        render(tokenizer_with(None), USER, None)
+
+
+def test_a_system_message_is_rendered_first(chatml):
+    messages = [{"role": "system", "content": "Be brief."}, *USER]
+    assert render_text(chatml, messages, None).startswith(
+        "<|bos|><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>u"
+    )

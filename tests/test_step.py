@@ -1,0 +1,197 @@
+"""One optimiser step: the fused path equals the plain one, and nothing but the data decides loss and gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jopsd.batch import make_batch
+from jopsd.config import Optimizer
+from jopsd.losses import loss_from_logits
+from jopsd.mesh import make_mesh, put_rows
+from jopsd.methods import Opsd, PwOpsd, Sft
+from jopsd.models.decoder import Decoder, ModelConfig
+from jopsd.models.lora import init_adapter
+from jopsd.models.sharding import tree_shardings
+from jopsd.step import (
+    StepOptions,
+    init_state,
+    loss_and_gradient,
+    make_optimizer,
+    make_update,
+    student_policy,
+    teacher_policy,
+)
+
+CFG = ModelConfig(64, 32, 2, 4, 2, 8, 64, tie_embeddings=True)
+METHODS = [
+    Opsd(alpha=0.0),
+    Opsd(alpha=0.5, entry_clip=0.05, reduction="sequence_mean"),
+    Opsd(alpha=1.0, loss="topk", top_k=5),
+    Opsd(loss="sampled"),
+    PwOpsd(alpha=1.0),
+    Sft(),
+]
+
+
+class ScoredOpsd(Opsd):
+    """Uses the score phase: tokens weigh by the student's entropy and the teacher's log-probability."""
+
+    scores = ("student.entropy", "solution.logprob")
+
+    def weigh(self, scores, batch, step):
+        weight = super().weigh(scores, batch, step)["weight"]
+        return {"weight": weight * scores["student.entropy"] * jnp.exp(scores["solution.logprob"])}
+
+
+def single_device_mesh():
+    return make_mesh(1, 1, 1, devices=jax.devices()[:1])
+
+
+def model_and_adapter(cfg=CFG):
+    model = Decoder(cfg, jax.random.key(0))
+    # Larger weights than an init has, so that student and teacher differ visibly.
+    model = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, model)
+    adapter = init_adapter(cfg.projections, cfg.num_layers, 4, 8.0, jax.random.key(1))
+    noise = jax.tree.map(lambda x: 0.1 * jax.random.normal(jax.random.key(2), x.shape), adapter.b)
+    return model, type(adapter)(adapter.a, noise, adapter.scale)
+
+
+def random_batch(rows=8, pad_to=8, spare=0, seed=0, order=None):
+    rng = np.random.default_rng(seed)
+    ids = lambda low, high: [rng.integers(1, 64, rng.integers(low, high)).tolist() for _ in range(rows)]  # noqa: E731
+    prompts = {"student": ids(2, 7), "solution": ids(5, 14)}
+    completions = ids(1, 12)
+    if order is not None:
+        prompts, completions = {v: [p[i] for i in order] for v, p in prompts.items()}, [completions[i] for i in order]
+    return make_batch(prompts, completions, pad_to=pad_to, rows=rows + spare)
+
+
+def options(method, micro_batches=1, teacher="fixed", chunk=16):
+    return StepOptions(method, teacher, micro_batches, sampling_temperature=0.9, token_chunk=chunk)
+
+
+def fused(method, mesh, trainable, base, batch, **kwargs):
+    """(loss, gradient) by the path that training takes."""
+    step = lambda t, b, rows: loss_and_gradient(options(method, **kwargs), mesh, t, b, rows)[:2]  # noqa: E731
+    return jax.jit(step)(trainable, base, batch)
+
+
+def place(tree, mesh):
+    return jax.device_put(tree, tree_shardings(tree, mesh))
+
+
+def plain_loss_and_gradient(method, trainable, base, batch, teacher="fixed"):
+    """The definition: full logits of every view, `loss_from_logits`, jax.grad."""
+    length = batch.targets.shape[1]
+
+    def logits(policy, view):
+        h = policy.model.hidden(view.tokens, segments=view.segments, adapter=policy.adapter)
+        return policy.model.unembed(h)[:, -length - 1 : -1]
+
+    def loss(trainable):
+        student = logits(student_policy(trainable, base), batch.views["student"])
+        theirs = jax.lax.stop_gradient(teacher_policy(teacher, trainable, base))
+        teachers = {v: logits(theirs, batch.views[v]) for v in method.views}
+        return loss_from_logits(method, student, teachers, batch)[0]
+
+    return jax.jit(jax.value_and_grad(loss))(trainable)
+
+
+def assert_close(ours, theirs, tolerance=2e-5):
+    (loss, gradient), (want_loss, want) = ours, theirs
+    scale = float(optax.global_norm(want))
+    np.testing.assert_allclose(loss, want_loss, rtol=tolerance, atol=1e-7)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=tolerance * scale)
+    assert scale > 1e-4, "a gradient of zero would prove nothing"
+
+
+@pytest.mark.parametrize("method", [*METHODS, ScoredOpsd()], ids=repr)
+def test_the_fused_step_equals_the_plain_definition(method):
+    model, adapter = model_and_adapter()
+    batch = random_batch()
+    ours = fused(method, single_device_mesh(), adapter, model, batch)
+    assert_close(ours, plain_loss_and_gradient(method, adapter, model, batch))
+
+
+@pytest.mark.parametrize("method", [METHODS[1], METHODS[2], ScoredOpsd(), Sft()], ids=repr)
+def test_loss_and_gradient_do_not_depend_on_micro_batch_padding_order_or_mesh(method):
+    model, adapter = model_and_adapter()
+    one, mesh = single_device_mesh(), make_mesh(2, 2, 2)
+    reference = fused(method, one, adapter, model, random_batch())
+    assert_close(fused(method, one, adapter, model, random_batch(), micro_batches=4), reference)
+    shuffled = random_batch(pad_to=32, spare=8, order=[3, 1, 0, 2, 7, 6, 5, 4])
+    assert_close(fused(method, one, adapter, model, shuffled, micro_batches=2, chunk=7), reference)
+    with jax.set_mesh(mesh):
+        rows = put_rows(random_batch(), mesh)
+        sharded = fused(method, mesh, place(adapter, mesh), place(model, mesh), rows, micro_batches=2)
+    assert_close(jax.device_get(sharded), reference)
+
+
+def test_full_training_equals_the_plain_definition_on_one_device_and_on_a_mesh():
+    cfg = ModelConfig(64, 32, 2, 4, 2, 8, 64, tie_embeddings=False)
+    model, _ = model_and_adapter(cfg)
+    student = jax.tree.map(lambda x: x * 1.05, model)
+    method, batch, mesh = Opsd(alpha=0.5), random_batch(), make_mesh(1, 4, 2)
+    reference = plain_loss_and_gradient(method, student, model, batch)
+    assert_close(fused(method, single_device_mesh(), student, model, batch), reference)
+    with jax.set_mesh(mesh):
+        sharded = fused(method, mesh, place(student, mesh), place(model, mesh), put_rows(batch, mesh), micro_batches=2)
+    assert_close(jax.device_get(sharded), reference)
+
+
+def test_the_live_teacher_is_the_current_student_without_gradient():
+    model, adapter = model_and_adapter()
+    batch, method = random_batch(), Opsd(alpha=0.5)
+    live = fused(method, single_device_mesh(), adapter, model, batch, teacher="live")
+    assert_close(live, plain_loss_and_gradient(method, adapter, model, batch, teacher="live"))
+    assert abs(float(live[0] - plain_loss_and_gradient(method, adapter, model, batch)[0])) > 1e-4
+
+
+def test_an_empty_batch_gives_zero_loss_and_zero_gradient():
+    model, adapter = model_and_adapter()
+    batch = random_batch()
+    empty = type(batch)(batch.targets, batch.mask * 0, batch.views, batch.sampler_logprobs, batch.reward, batch.group)
+    loss, gradient = fused(METHODS[1], single_device_mesh(), adapter, model, empty)
+    assert float(loss) == 0.0
+    assert float(optax.global_norm(gradient)) == 0.0
+
+
+def run_updates(optimizer_config, steps=3, poison=False):
+    model, adapter = model_and_adapter()
+    mesh = single_device_mesh()
+    optimizer, _ = make_optimizer(optimizer_config, steps)
+    state = init_state(adapter, optimizer, mesh)
+    update = make_update(options(Opsd(alpha=1.0)), optimizer, mesh, state)
+    if poison:
+        model = jax.tree.map(lambda x: x * jnp.nan, model)
+    losses, metrics = [], {}
+    for _ in range(steps):
+        state, metrics = update(state, model, random_batch())
+        losses.append(float(metrics["loss"]))
+    return adapter, state, losses, metrics
+
+
+def test_updates_lower_the_loss():
+    _, state, losses, metrics = run_updates(Optimizer(learning_rate=1e-2, schedule="constant"), steps=5)
+    assert losses[-1] < losses[0]
+    assert int(state.step) == 5
+    assert metrics["nonfinite"] == 0
+
+
+def test_a_non_finite_loss_leaves_the_weights_alone_and_is_reported():
+    before, state, losses, metrics = run_updates(Optimizer(learning_rate=1e-2), steps=1, poison=True)
+    assert metrics["nonfinite"] == 1
+    jax.tree.map(np.testing.assert_array_equal, state.trainable, before)
+
+
+def test_the_linear_schedule_is_the_published_one():
+    _, schedule = make_optimizer(Optimizer(learning_rate=2.0, schedule="linear"), steps=150)
+    assert [float(schedule(k)) for k in (0, 100, 149)] == pytest.approx([2.0, 2 / 3, 2 / 150])
+
+
+def test_warm_up_starts_above_zero_and_ends_at_the_peak():
+    _, schedule = make_optimizer(Optimizer(learning_rate=1.0, schedule="constant", warmup_steps=4), steps=10)
+    assert [float(schedule(k)) for k in range(6)] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
