@@ -112,7 +112,7 @@ def make_batch(
         targets=filled(completions, np.int32),
         mask=filled([[1] * len(c) for c in completions], np.int32),
         views=views,
-        sampler_logprobs=filled(sampler_logprobs if sampler_logprobs is not None else [], np.float32),
+        sampler_logprobs=None if sampler_logprobs is None else filled(sampler_logprobs, np.float32),
         reward=np.asarray([*(rewards if rewards is not None else [0.0] * count), *[0.0] * spare], np.float32),
         group=np.asarray([*(groups if groups is not None else range(count)), *[-1] * spare], np.int32),
     )

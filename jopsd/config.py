@@ -196,7 +196,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _sections_agree(self):
         if self.method.trains_on == "solution" and self.sampling.n != 1:
-            raise ValueError(f"method {self.method.name} does not sample, so sampling.n must be 1, got {self.sampling.n}")
+            raise ValueError(
+                f"method {self.method.name} does not sample, so sampling.n must be 1, got {self.sampling.n}"
+            )
         rows, micro = self.rows_per_step, self.micro_rows
         if rows % micro:
             raise ValueError(

@@ -112,7 +112,9 @@ def loss_and_gradient(options: StepOptions, mesh: Mesh, trainable, base, batch: 
 
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), trainable)
     start = (jnp.zeros((), jax.tree.leaves(zero)[0].dtype), zero)
-    (loss, gradient), statistics = jax.lax.scan(accumulate, start, (micro, _split_rows(constants, options.micro_batches)))
+    (loss, gradient), statistics = jax.lax.scan(
+        accumulate, start, (micro, _split_rows(constants, options.micro_batches))
+    )
     return loss, gradient, _join_rows(statistics)
 
 

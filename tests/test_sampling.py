@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import jax
@@ -37,7 +38,7 @@ POLICY = make_policy()
 
 
 @pytest.fixture
-def build(monkeypatch):
+def build():
     """Builds samplers of the shared tiny shape and closes them afterwards."""
     made = []
 
@@ -399,8 +400,6 @@ def test_close_with_samples_in_flight_ends_the_iterator_with_an_error(name, buil
 
 
 def test_close_ends_every_thread_it_started(build):
-    import threading
-
     before = threading.active_count()
     sampler = build("jetstream")
     collect(sampler, mixed_requests()[:1])
@@ -420,7 +419,14 @@ def test_release_frees_the_slots_until_the_next_sample(build, oracle):
     assert_same_bits(collect(sampler, mixed_requests()), oracle)
 
 
-@pytest.mark.parametrize("ending", ["it = s.sample(r); next(it)", "list(s.sample(r))", "s.sample(r); sys.exit(0)"])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "it = s.sample(r); next(it)",
+        pytest.param("list(s.sample(r))", marks=pytest.mark.slow),
+        pytest.param("s.sample(r); sys.exit(0)", marks=pytest.mark.slow),
+    ],
+)
 def test_a_program_that_ends_without_close_exits_cleanly(ending):
     program = f"""
         import logging, sys

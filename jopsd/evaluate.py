@@ -1,0 +1,55 @@
+"""Held-out accuracy: N samples per problem, graded, with an interval that knows samples of one problem are alike."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jopsd.prompts import Item
+from jopsd.rollouts import Grade, Rollout, sample_rollouts
+from jopsd.sampling.sampler import Sampler, SamplingParams
+
+Z95 = 1.959963984540054
+
+
+class Estimate(NamedTuple):
+    """A mean in [0, 1] with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def wilson_interval(successes: int, trials: int) -> Estimate:
+    """Share of independent successes with the Wilson score interval. No trials: 0 with the interval [0, 1]."""
+    if trials == 0:
+        return Estimate(0.0, 0.0, 1.0)
+    p, z2 = successes / trials, Z95**2
+    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = Z95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2))
+    return Estimate(p, max(centre - half, 0.0), min(centre + half, 1.0))
+
+
+def clustered_interval(correct: Sequence[Sequence[bool]]) -> Estimate:
+    """Mean over problems of each problem's share correct, with problems as clusters.
+
+    Args:
+      correct: per problem, one flag per sample. One sample each is Wilson's interval; more is a normal interval from
+        the spread between problems, but never narrower than Wilson's over the problems' pass/fail when all agree.
+    """
+    shares = [float(np.mean(flags)) for flags in correct]
+    if all(share in (0.0, 1.0) for share in shares):
+        return wilson_interval(int(sum(shares)), len(shares))
+    half = Z95 * float(np.std(shares, ddof=1)) / math.sqrt(len(shares)) if len(shares) > 1 else 1.0
+    mean = float(np.mean(shares))
+    return Estimate(mean, max(mean - half, 0.0), min(mean + half, 1.0))
+
+
+def evaluate(
+    sampler: Sampler, items: Sequence[Item], params: SamplingParams, samples: int, seed: int, tokenizer, grade: Grade
+) -> tuple[Estimate, list[list[Rollout]]]:
+    """Accuracy of the sampler's policy, and all samples per problem. The seed decides every draw."""
+    flat = sample_rollouts(sampler, items, params, samples, (seed,), tokenizer, grade)
+    grouped = [flat[i * samples : (i + 1) * samples] for i in range(len(items))]
+    return clustered_interval([[r.score.correct for r in rollouts] for rollouts in grouped]), grouped

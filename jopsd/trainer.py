@@ -1,0 +1,271 @@
+"""The loop: sample, grade, update, evaluate, log, save."""
+
+import json
+import time
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import jax
+import yaml
+
+from jopsd import checkpoint
+from jopsd.config import Config, ConfigError, to_yaml
+from jopsd.data.loader import training_iterator
+from jopsd.evaluate import Estimate, evaluate
+from jopsd.mesh import put_rows
+from jopsd.rewards.pool import MathPool
+from jopsd.rollouts import batch_of, dump, rollout_metrics, sample_rollouts, solution_rollouts
+from jopsd.sampling import Sampler, SamplingParams, make_sampler
+from jopsd.setup import Task, Weights, load_weights, make_run_mesh, make_task, step_options
+from jopsd.step import TrainState, make_update, student_policy
+from jopsd.tracking import Progress, curve, open_tracker, read_metrics, sparkline
+
+# Keys that may change between the start of a run and its continuation.
+FREE_KEYS = ("train.steps", "eval", "checkpoint", "log", "mesh", "output_dir", "sampling.backend")
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message says what happened, what was saved and what to change."""
+
+
+def train(config: Config) -> dict:
+    """Runs a config to its last step, resuming from the newest checkpoint in its output directory.
+
+    Returns the summary, also written to `output_dir/summary.json`.
+
+    Raises:
+      ConfigError, ValueError, FileNotFoundError: bad input, before anything is compiled.
+      TrainingError, CheckpointError: the run stopped; what was saved stays.
+    """
+    started = time.monotonic()
+    run_dir = Path(config.output_dir)
+    _check_same_run(config, run_dir)
+    mesh = make_run_mesh(config)
+    task = make_task(config)
+    progress = Progress(config.train.steps, 0)
+    progress.say(header(config, task))
+    with ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        weights = load_weights(config, mesh)
+        manager = stack.enter_context(checkpoint.open_checkpoints(run_dir, config.checkpoint.keep))
+        state, meta = weights.state, {"data": None}
+        if (resume := manager.latest_step()) is not None:
+            state, meta = checkpoint.restore(manager, resume, state)
+            progress = Progress(config.train.steps, resume)
+            progress.say(f"resuming {run_dir} after step {resume}")
+        (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        tracker = stack.enter_context(open_tracker(run_dir, config.log.tensorboard, resume or 0))
+        pool = stack.enter_context(MathPool(config.reward.workers, config.reward.seconds)) if config.reward else None
+        sampler = None
+        if config.eval is not None or config.method.trains_on == "rollouts":
+            sampler = stack.enter_context(closing(_make_sampler(config, task, weights, state, mesh)))
+        loop = _Loop(config, task, weights, mesh, manager, tracker, pool, sampler, progress)
+        if resume is None:
+            loop.evaluate(0, state)
+        loop.run(state, meta["data"])
+    return _summarise(config, run_dir, resume or 0, time.monotonic() - started, progress)
+
+
+class _Loop:
+    """The parts of a running loop. Holds no training state: that is passed in and out of each method."""
+
+    def __init__(self, config, task: Task, weights: Weights, mesh, manager, tracker, pool, sampler, progress):
+        self.config, self.task, self.weights, self.mesh = config, task, weights, mesh
+        self.manager, self.tracker, self.pool, self.sampler, self.progress = manager, tracker, pool, sampler, progress
+        self.update = make_update(step_options(config), weights.optimizer, mesh, weights.state)
+
+    def run(self, state: TrainState, data_state: dict | None) -> None:
+        config = self.config
+        batches = training_iterator(self.task.train, config.train.batch_size, config.seed)
+        if data_state is not None:
+            batches.set_state(data_state)
+        skipped_updates = 0
+        for step in range(int(state.step) + 1, config.train.steps + 1):
+            begin = time.monotonic()
+            rollouts = self.rollouts(step, next(batches), state)
+            sampled = time.monotonic()
+            batch = batch_of(rollouts, config.rows_per_step, config.train.pad_to, config.method.trains_on == "rollouts")
+            state, metrics = self.update(state, self.weights.base, put_rows(batch, self.mesh))
+            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            skipped_updates += int(metrics.pop("nonfinite"))
+            metrics |= rollout_metrics(rollouts)
+            metrics["learning_rate"] = float(self.weights.schedule(step - 1))
+            metrics["skipped_updates"] = skipped_updates
+            metrics |= {f"skipped_rows/{reason}": count for reason, count in self.task.skipped.items()}
+            if self.pool is not None:
+                metrics["grading_timeouts"] = self.pool.stats["timeout"]
+            metrics |= _timing(begin, sampled, time.monotonic(), metrics["tokens"])
+            if skipped_updates and config.train.on_nonfinite == "error":
+                self.stop_on_nonfinite(step, state, metrics, batches)
+            if step % config.log.every == 0 or step == config.train.steps:
+                self.tracker.write(step, metrics)
+                self.progress.show(step, metrics)
+            if step % config.log.samples_every == 0 or step == 1:
+                self.tracker.dump_samples(step, [dump(r) for r in rollouts[: config.log.samples]])
+            last = step == config.train.steps
+            if config.eval is not None and (last or step % config.eval.every == 0):
+                self.evaluate(step, state)
+            if last or step % config.checkpoint.every == 0:
+                self.save(step, state, batches)
+
+    def rollouts(self, step: int, items, state: TrainState):
+        config, task = self.config, self.task
+        if config.method.trains_on == "solution":
+            eos, limit = task.stop_ids[0], config.sampling.max_new_tokens
+            return list(solution_rollouts(items, task.tokenizer, eos, config.method.tokens, limit))
+        version = step - 1
+        self.sampler.update(student_policy(state.trainable, self.weights.base), version)
+        grade = self.pool.submit if self.pool is not None else None
+        rollouts = sample_rollouts(
+            self.sampler,
+            items,
+            _params(config.sampling, task),
+            config.sampling.n,
+            (config.seed, step),
+            task.tokenizer,
+            grade,
+        )
+        stale = {r.policy_version for r in rollouts} - {version}
+        if stale:
+            raise TrainingError(f"step {step} got rollouts of policy versions {sorted(stale)}, not {version}")
+        return rollouts
+
+    def evaluate(self, step: int, state: TrainState) -> None:
+        """Held-out accuracy of the current policy, logged and shown."""
+        config = self.config.eval
+        if config is None:
+            return
+        begin = time.monotonic()
+        self.sampler.update(student_policy(state.trainable, self.weights.base), step)
+        params = _params(config, self.task)
+        estimate, grouped = evaluate(
+            self.sampler, self.task.held_out, params, config.samples, config.seed, self.task.tokenizer, self.pool.submit
+        )
+        flat = [rollout for group in grouped for rollout in group]
+        metrics = {
+            "eval/accuracy": estimate.mean,
+            "eval/accuracy_low": estimate.low,
+            "eval/accuracy_high": estimate.high,
+        }
+        metrics |= {f"eval/{name}": value for name, value in rollout_metrics(flat).items() if name != "reward"}
+        metrics["time/eval_seconds"] = time.monotonic() - begin
+        self.tracker.write(step, metrics)
+        self.progress.say(f"held-out accuracy after step {step}: {show(estimate)}")
+
+    def save(self, step: int, state: TrainState, batches) -> None:
+        checkpoint.save(
+            self.manager, step, state, {"data": batches.get_state(), "config": self.config.model_dump(mode="json")}
+        )
+
+    def stop_on_nonfinite(self, step: int, state: TrainState, metrics: dict, batches) -> None:
+        """The bad update was not applied, so the weights are worth keeping."""
+        self.tracker.write(step, metrics)
+        self.save(step, state, batches)
+        raise TrainingError(
+            f"step {step}: the loss or its gradient is not finite (loss {metrics['loss']}, gradient norm "
+            f"{metrics['grad_norm']}); that update was not applied and the weights are saved as step {step}; lower "
+            "optimizer.learning_rate, or set train.on_nonfinite: skip to go on and count such steps"
+        )
+
+
+def _params(section, task: Task) -> SamplingParams:
+    return SamplingParams(section.max_new_tokens, section.temperature, section.top_p, section.top_k, task.stop_ids)
+
+
+def _make_sampler(config: Config, task: Task, weights: Weights, state: TrainState, mesh) -> Sampler:
+    longest = lambda items: max((len(item.prompts["student"]) for item in items), default=0)  # noqa: E731
+    limits = [longest(task.train) + config.sampling.max_new_tokens]
+    if config.eval is not None:
+        limits.append(longest(task.held_out) + config.eval.max_new_tokens)
+    policy = student_policy(state.trainable, weights.base)
+    return make_sampler(
+        config.sampling.backend,
+        weights.model_config,
+        policy,
+        slots=config.sampling.slots,
+        max_length=max(limits),
+        chunk=config.sampling.chunk,
+        mesh=mesh if mesh.size > 1 else None,
+        max_stop_ids=max(len(task.stop_ids), 1),
+    )
+
+
+def header(config: Config, task: Task) -> str:
+    """What a reader wants to check before a long run: sizes, thinking modes, one rendered prompt of each view."""
+    example = task.train[0].prompts
+    lines = [
+        f"{config.method.name} on {config.data.source}: {len(task.train)} training and {len(task.held_out)} held-out problems",
+        f"thinking: student {config.student.thinking}, teacher {config.teacher.thinking}, "
+        f"eval {config.eval.thinking if config.eval else None}",
+        f"temperatures: sampling {config.sampling.temperature}, loss {config.method.temperature}, "
+        f"eval {config.eval.temperature if config.eval else None}",
+        *(f"left out: {count} rows, {reason}" for reason, count in task.skipped.items()),
+    ]
+    if config.sampling.top_p < 1 or config.sampling.top_k:
+        lines.append("rollouts are drawn from a truncated distribution (top_p, top_k); log-probabilities are not")
+    for view, ids in example.items():
+        lines += [f"--- first {view} prompt ({len(ids)} tokens)", task.tokenizer.decode(ids)]
+    return "\n".join([*lines, "---"])
+
+
+def show(estimate: Estimate) -> str:
+    return f"{estimate.mean:.3f} (95 % interval {estimate.low:.3f} to {estimate.high:.3f})"
+
+
+def _timing(begin: float, sampled: float, end: float, tokens: float) -> dict[str, float]:
+    return {
+        "time/sample_seconds": sampled - begin,
+        "time/update_seconds": end - sampled,
+        "time/tokens_per_second": tokens / (end - begin),
+    }
+
+
+def _check_same_run(config: Config, run_dir: Path) -> None:
+    """A directory that holds another run's checkpoints is not continued by accident."""
+    saved = run_dir / "config.yaml"
+    if not saved.is_file() or not checkpoint.checkpoint_dir(run_dir).is_dir():
+        return
+    old, new = (_flatten(tree) for tree in (yaml.safe_load(saved.read_text()), config.model_dump(mode="json")))
+    differing = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+    ]
+    if differing:
+        key = differing[0]
+        raise ConfigError(
+            f"{run_dir} holds a run with another config: {key} was {old.get(key)!r}, now {new.get(key)!r}"
+            f"{f' (and {len(differing) - 1} more keys)' if differing[1:] else ''}; set another output_dir, or delete {run_dir}"
+        )
+
+
+def _flatten(tree, prefix: str = "") -> dict:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        k: v for key, sub in tree.items() for k, v in _flatten(sub, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def _summarise(config: Config, run_dir: Path, resumed: int, seconds: float, progress: Progress) -> dict:
+    """Writes summary.json and curve.png from the run's own metrics."""
+    rows = read_metrics(run_dir)
+    evaluations = [row for row in rows if "eval/accuracy" in row]
+    summary = {
+        "method": config.method.name,
+        "steps": config.train.steps,
+        "seconds": round(seconds, 1),
+        "resumed_after_step": resumed,
+        "seed": config.seed,
+    }
+    if evaluations:
+        for name, row in (("base", evaluations[0]), ("final", evaluations[-1])):
+            summary[f"{name}_accuracy"] = row["eval/accuracy"]
+            summary[f"{name}_interval"] = [row["eval/accuracy_low"], row["eval/accuracy_high"]]
+            progress.say(f"{name:5} accuracy {show(Estimate(row['eval/accuracy'], *summary[f'{name}_interval']))}")
+        progress.say(f"accuracy by evaluation {sparkline([row['eval/accuracy'] for row in evaluations])}")
+        curve(rows, run_dir / "curve.png")
+        progress.say(f"curve: {run_dir / 'curve.png'}")
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    progress.say(f"summary: {run_dir / 'summary.json'} ({seconds:.0f} s)")
+    return summary
