@@ -28,6 +28,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) --no-deps $(JETSTREAM)
 	touch $@
 
+# JetStream goes and comes back, or pip would list the requirements it was installed without as conflicts.
 $(VENV)/.installed-test: $(VENV)/.installed
+	$(VENV)/bin/python -m pip uninstall --quiet --yes google-jetstream
 	$(PIP) --editable '.[test]' --constraint constraints.txt
+	$(PIP) --no-deps $(JETSTREAM)
 	touch $@

@@ -46,3 +46,14 @@ def token_weights(mask: jax.Array, reduction: Reduction = "token_mean") -> jax.A
     if reduction == "sequence_sum_norm":
         return m / (filled * mask.shape[-1])
     raise ValueError(f"unknown reduction {reduction!r}")
+
+
+def masked_quantile(x: jax.Array, mask: jax.Array, q: float) -> jax.Array:
+    """The q-quantile (linear interpolation) of the entries of x where mask is nonzero; 0 if there is none."""
+    valid = mask.astype(bool).ravel()
+    ordered = jnp.sort(jnp.where(valid, x.ravel(), jnp.inf))
+    count = valid.sum()
+    place = q * jnp.maximum(count - 1, 0)
+    low, high = (ordered[f(place).astype(jnp.int32)] for f in (jnp.floor, jnp.ceil))
+    between = low + (high - low) * (place - jnp.floor(place))
+    return jnp.where(count > 0, jnp.where(low == high, low, between), 0)

@@ -23,7 +23,7 @@ class Method(BaseModel):
       trains_on: "rollouts" of the current policy, or the "solution" of the dataset row.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     name: str
     temperature: float = Field(1.0, gt=0)
 

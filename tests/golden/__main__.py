@@ -1,6 +1,6 @@
 """Compares every case of a directory of golden vectors with our loss and gradient, in float64.
 
-A directory holds `manifest.json` and one .npz per case. Two manifest layouts are read: `files[name.npz] = {method, case,
+A directory holds `manifest.json` and one .npz per case. Two manifest layouts are read: `files[name.npz] = {method,
 hyperparameters}` and `cases[name] = {file, method, hyperparameters}`.
 """
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jopsd.methods import Method, Opsd, PwOpsd, Sft
+from jopsd.methods import Eopd, Method, Opsd, PwOpsd, Reopold, Sft
 
 
 class Case(NamedTuple):
@@ -59,6 +59,11 @@ def _aligned(arrays: dict) -> dict:
     }
 
 
+def _aligned_f64(arrays: dict) -> dict:
+    """The same where the reference ran in float32 and a float64 run of it is stored beside."""
+    return _aligned(arrays) | {"loss": float(arrays["loss_f64"]), "gradient": arrays["grad_f64"]}
+
+
 def opsd(published: dict, arrays: dict) -> Case:
     if published.get("full_logit_distill") is False:
         raise NotImplementedError("squared gap of sampled log-probabilities")
@@ -75,7 +80,7 @@ def opsd(published: dict, arrays: dict) -> Case:
 
 
 def pwopsd(published: dict, arrays: dict) -> Case:
-    fields = _aligned(arrays) | {"loss": float(arrays["loss_f64"]), "gradient": arrays["grad_f64"]}
+    fields = _aligned_f64(arrays)
     method = PwOpsd(
         **_divergence_options(published),
         w_min=published["position_w_min"],
@@ -84,6 +89,20 @@ def pwopsd(published: dict, arrays: dict) -> Case:
         reduction="token_mean" if published.get("position_global_reduction") else "sequence_mean",
     )
     return Case(method, **fields, tolerance=2e-6)  # the reference's position weights are float32
+
+
+def eopd(published: dict, arrays: dict) -> Case:
+    return Case(Eopd(temperature=published["temperature"]), **_aligned_f64(arrays))
+
+
+def reopold(published: dict, arrays: dict) -> Case:
+    method = Reopold(
+        temperature=published["temperature"],
+        mix=published["reopold_lambda"],
+        keep=published["reopold_beta"],
+        switch_step=published["reopold_t_switch"],
+    )
+    return Case(method, **_aligned_f64(arrays), step=published["global_step"])
 
 
 def sft(published: dict, arrays: dict) -> Case:
@@ -103,4 +122,4 @@ def sft(published: dict, arrays: dict) -> Case:
     )
 
 
-ADAPTERS = {"opsd": opsd, "copsd": opsd, "pwopsd": pwopsd, "sft": sft}
+ADAPTERS = {"opsd": opsd, "copsd": opsd, "pwopsd": pwopsd, "eopd": eopd, "reopold": reopold, "sft": sft}
