@@ -4,11 +4,13 @@ A checkpoint appears under its final name only when it is complete, so a process
 previous one intact.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
 STATE, META = "state", "meta"
 
@@ -37,6 +39,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict) -> N
       CheckpointError: the write failed (a full disk, no permission); earlier checkpoints are untouched.
     """
     try:
+        _require_space(manager.directory, sum(x.nbytes for x in jax.tree.leaves(state)))
         manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
         manager.wait_until_finished()
     except Exception as error:
@@ -67,10 +70,70 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any) -> tuple[Any, 
     return loaded[STATE], loaded[META]
 
 
+def parse_run(text: str) -> tuple[Path, int | None]:
+    """Reads `RUN_DIR` or `RUN_DIR:STEP`; the step is None where it is not given."""
+    path, colon, step = text.rpartition(":")
+    return (Path(path), int(step)) if colon and step.isdecimal() else (Path(text), None)
+
+
+def find_step(run_dir: str | Path, step: int | None = None) -> int:
+    """The step of a complete checkpoint: the one asked for, or the newest.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    if not checkpoint_dir(run_dir).is_dir():
+        raise CheckpointError(f"{run_dir} has no folder checkpoints: give the output_dir of a training run")
+    with open_checkpoints(run_dir, create=False) as manager:
+        steps = sorted(manager.all_steps())
+    if not steps or (step is not None and step not in steps):
+        wanted = "" if step is None else f" of step {step}"
+        raise CheckpointError(f"{checkpoint_dir(run_dir)} has no checkpoint{wanted}; complete ones: {steps or 'none'}")
+    return steps[-1] if step is None else step
+
+
+def restore_trainable(run_dir: str | Path, step: int, like: Any) -> Any:
+    """What a run trained, with nothing else read from disk. like: shapes with shardings.
+
+    Raises:
+      CheckpointError: the checkpoint does not fit `like`, or cannot be read.
+    """
+    with open_checkpoints(run_dir, create=False) as manager:
+        paths, tree = jax.tree_util.tree_flatten_with_path(like)
+        # Plain dicts: orbax cannot take a part of a tree of modules.
+        part = {"trainable": traverse_util.unflatten_dict({_keys(path): leaf for path, leaf in paths})}
+        args = ocp.args.PyTreeRestore(
+            part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
+        )
+        try:
+            loaded = manager.restore(step, args=ocp.args.Composite(state=args))
+        except Exception as error:
+            raise CheckpointError(
+                f"checkpoint {step} in {manager.directory} cannot be restored: {_first_line(error)}; it was made with "
+                "another model or adapter than the run's config.yaml names, or is damaged"
+            ) from error
+    found = traverse_util.flatten_dict(loaded[STATE]["trainable"])
+    return tree.unflatten(found[_keys(path)] for path, _ in paths)
+
+
+def _keys(path) -> tuple[str, ...]:
+    """Names along a path, as orbax stores them."""
+    return tuple(str(getattr(part, "name", None) or getattr(part, "key", None)) for part in path)
+
+
 def read_meta(manager: ocp.CheckpointManager, step: int) -> dict:
     """The metadata of a step alone."""
     return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[META]
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # Errors of the storage layer are long paths, with the reason at the end.
+    return line if len(line) <= 300 else f"{line[:80]} ... {line[-200:]}"
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    """A disk known to be too small is said in one line; one that fills up meanwhile makes orbax print tracebacks."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"it needs {needed / 1e6:.1f} MB and the disk has {free / 1e6:.1f} MB free")

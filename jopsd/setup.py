@@ -1,5 +1,6 @@
 """Everything a run needs before its first step, in the order in which a mistake is cheapest to find."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,16 +9,18 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jopsd.config import Config, ConfigError, Model
+from jopsd import checkpoint
+from jopsd.config import Config, ConfigError, Model, load_config
 from jopsd.data.chat import require_chat_template
 from jopsd.data.datasets import load_problems
 from jopsd.mesh import make_mesh, token_shards
 from jopsd.models.decoder import Decoder, ModelConfig
-from jopsd.models.hf import eos_ids, load_pretrained, load_tokenizer, read_config
+from jopsd.models.hf import abstract_decoder, eos_ids, load_pretrained, load_tokenizer, read_config
 from jopsd.models.lora import Adapter, init_adapter
 from jopsd.models.sharding import tree_shardings
 from jopsd.prompts import Item, evaluation_prompts, make_items, required_fields, training_prompts
-from jopsd.step import StepOptions, TrainState, init_state, make_optimizer
+from jopsd.sampling import Policy
+from jopsd.step import StepOptions, TrainState, init_state, make_optimizer, student_policy
 
 BUILTIN = {"builtin:sums": Path(__file__).parent / "data" / "sums_base"}
 
@@ -42,25 +45,44 @@ class Weights(NamedTuple):
     schedule: optax.Schedule
 
 
+class Restored(NamedTuple):
+    """What a run had learnt by one step.
+
+    directory: its initial model, which holds config.json and the tokenizer. policy: that model with the run's adapter,
+    or the run's own weights.
+    """
+
+    config: Config
+    step: int
+    directory: Path
+    model_config: ModelConfig
+    policy: Policy
+
+
 def model_dir(model: Model) -> Path:
     """The directory of `model.path`.
 
     Raises:
       ConfigError: it does not exist.
     """
-    path = BUILTIN.get(model.path, Path(model.path))
-    if not path.is_dir():
+    return source_dir(model.path, "model.path")
+
+
+def source_dir(path: str, key: str = "--model") -> Path:
+    """The model directory that a path or built-in name means; `key` says in the error what gave it."""
+    directory = BUILTIN.get(path, Path(path))
+    if not directory.is_dir():
         raise ConfigError(
-            f"model.path {model.path!r} is not a directory; give a Hugging Face model directory (download one with "
+            f"{key} {path!r} is not a directory; give a Hugging Face model directory (download one with "
             f"`hf download owner/name --local-dir DIR`), or one of {sorted(BUILTIN)}"
         )
-    return path
+    return directory
 
 
 def make_task(config: Config) -> Task:
     """Loads tokenizer and rows and renders every prompt, so that a bad row is an error before anything compiles."""
     directory = model_dir(config.model)
-    read_config(directory)  # an architecture we cannot run is the cheapest error of all
+    vocab_size = read_config(directory).vocab_size  # an architecture we cannot run is the cheapest error of all
     tokenizer = load_tokenizer(directory)
     require_chat_template(tokenizer)
     stop_ids = eos_ids(directory, tokenizer)
@@ -79,7 +101,26 @@ def make_task(config: Config) -> Task:
     if config.eval is not None:
         prompts_of = lambda p: evaluation_prompts(config, tokenizer, p, config.eval)  # noqa: E731
         held_out = items(config.eval.data, "eval.data", ("problem", "answer"), prompts_of)
+    _check_vocabulary(directory, vocab_size, tokenizer, stop_ids, train + held_out)
     return Task(tokenizer, stop_ids, train, held_out, skipped)
+
+
+def _check_vocabulary(directory: Path, vocab_size: int, tokenizer, stop_ids, items: list[Item]) -> None:
+    """A tokenizer may know tokens that the model lacks (a pad token added later), but no row may use one.
+
+    Raises:
+      ConfigError: a stop token, prompt or solution outside the vocabulary.
+    """
+    if max(*tokenizer.get_vocab().values(), *stop_ids) < vocab_size:
+        return
+    texts = [ids for item in items for ids in item.prompts.values()]
+    texts += [tokenizer.encode(i.problem.solution, add_special_tokens=False) for i in items if i.problem.solution]
+    used = max((token for ids in [stop_ids, *texts] for token in ids), default=0)
+    if used >= vocab_size:
+        raise ConfigError(
+            f"{directory}: its tokenizer gives token {used} ({tokenizer.convert_ids_to_tokens(used)!r}), but the model "
+            f"has a vocabulary of {vocab_size}; model and tokenizer do not belong together"
+        )
 
 
 def make_run_mesh(config: Config) -> Mesh:
@@ -105,17 +146,15 @@ def make_run_mesh(config: Config) -> Mesh:
 def load_weights(config: Config, mesh: Mesh) -> Weights:
     """Model, adapter, frozen teacher and optimiser state, each sharded by the table as it is made."""
     directory = model_dir(config.model)
-    dtype = config.model.dtype
-    param_dtype = config.model.param_dtype or (dtype if config.lora else "float32")
-    cfg = read_config(
-        directory, dtype=dtype, param_dtype=param_dtype, remat=config.model.remat, attention=config.model.attention
-    )
+    cfg, dtype = _model_config(config, directory), config.model.dtype
     if cfg.vocab_size % mesh.shape["tensor"]:
         raise ConfigError(f"mesh.tensor {mesh.shape['tensor']} does not divide the vocabulary of {cfg.vocab_size}")
     model = load_pretrained(directory, cfg, mesh)
     optimizer, schedule = make_optimizer(config.optimizer, config.train.steps)
     if config.lora is not None:
-        state = init_state(_adapter(config, cfg, mesh), optimizer, mesh)
+        make = _make_adapter(config, cfg)
+        adapter = jax.jit(make, out_shardings=tree_shardings(jax.eval_shape(make), mesh))()
+        state = init_state(adapter, optimizer, mesh)
         return Weights(cfg, model, state, optimizer, schedule)
     needs_copy = config.method.views and config.teacher.kind == "fixed"
     # The frozen teacher is only read, so it is kept in the computation dtype.
@@ -124,18 +163,58 @@ def load_weights(config: Config, mesh: Mesh) -> Weights:
 
 
 def step_options(config: Config) -> StepOptions:
+    sampled = config.method.trains_on == "rollouts"
     return StepOptions(
         method=config.method,
         teacher=config.teacher.kind,
         micro_batches=config.rows_per_step // config.micro_rows,
-        sampling_temperature=config.sampling.temperature,
+        # Without sampling there is nothing to compare with at another temperature.
+        sampling_temperature=config.sampling.temperature if sampled else config.method.temperature,
         token_chunk=config.train.token_chunk,
     )
 
 
-def _adapter(config: Config, cfg: ModelConfig, mesh: Mesh) -> Adapter:
+def restore_policy(
+    run_dir: str | Path, step: int | None = None, model: str | None = None, mesh: Mesh | None = None
+) -> Restored:
+    """The policy of a run's checkpoint, without its optimiser.
+
+    Args:
+      step: default the newest. model: where the initial model lies, if no longer at the config's `model.path`.
+      mesh: default all devices on its fsdp axis, whatever mesh the run had.
+
+    Raises:
+      ConfigError: no config.yaml in `run_dir`, one that is not usable, or no initial model.
+      CheckpointError: no such checkpoint, or one that cannot be read.
+    """
+    config = load_config(Path(run_dir) / "config.yaml")
+    step = checkpoint.find_step(run_dir, step)
+    if model is not None:
+        config = config.model_copy(update={"model": config.model.model_copy(update={"path": model})})
+    directory = model_dir(config.model)
+    cfg = _model_config(config, directory)
+    mesh = make_mesh() if mesh is None else mesh
+    shapes = jax.eval_shape(_make_adapter(config, cfg)) if config.lora else abstract_decoder(cfg)
+    like = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        tree_shardings(shapes, mesh),
+    )
+    trainable = checkpoint.restore_trainable(run_dir, step, like)
+    base = load_pretrained(directory, cfg, mesh) if config.lora else None
+    return Restored(config, step, directory, cfg, student_policy(trainable, base))
+
+
+def _model_config(config: Config, directory: Path) -> ModelConfig:
+    model = config.model
+    param_dtype = model.param_dtype or (model.dtype if config.lora else "float32")
+    return read_config(
+        directory, dtype=model.dtype, param_dtype=param_dtype, remat=model.remat, attention=model.attention
+    )
+
+
+def _make_adapter(config: Config, cfg: ModelConfig) -> Callable[[], Adapter]:
     lora = config.lora
-    make = lambda: init_adapter(  # noqa: E731
+    return lambda: init_adapter(
         cfg.projections, cfg.num_layers, lora.rank, lora.alpha, jax.random.key(config.seed), lora.targets
     )
-    return jax.jit(make, out_shardings=tree_shardings(jax.eval_shape(make), mesh))()

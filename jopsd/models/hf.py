@@ -207,12 +207,18 @@ def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_companions(folder: Path, raw: dict, source: Path | None, dtype: str) -> None:
-    for name in COMPANIONS if source is not None else ():
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copies tokenizer files, generation config and chat templates, those that are there."""
+    for name in COMPANIONS:
         if (source / name).is_dir():
             shutil.copytree(source / name, folder / name)
         elif (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+
+
+def _write_companions(folder: Path, raw: dict, source: Path | None, dtype: str) -> None:
+    if source is not None:
+        copy_companions(source, folder)
     # transformers 5 writes "dtype", 4 "torch_dtype": keep to the key that is there.
     keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["torch_dtype"]
     _write_json(folder / CONFIG, raw | dict.fromkeys(keys, dtype))

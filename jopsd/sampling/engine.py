@@ -271,7 +271,8 @@ def expand(requests: Iterable[Request]) -> list[Row]:
     """One row per sample, samples of equal prompts next to each other, so that a prompt is prefilled once."""
     groups: dict[tuple[int, ...], list[Row]] = {}
     for request in requests:
-        groups.setdefault(request.prompt_ids, []).extend(Row(request, i) for i in range(request.n))
+        wanted = range(request.n) if request.indices is None else request.indices
+        groups.setdefault(request.prompt_ids, []).extend(Row(request, i) for i in wanted)
     return [row for group in groups.values() for row in group]
 
 

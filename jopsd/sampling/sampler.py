@@ -61,8 +61,11 @@ class SamplingParams:
 class Request:
     """n samples of one prompt. `id` is handed back untouched in each completion.
 
+    Attributes:
+      indices: which of the n samples to draw; None is all of them.
+
     Raises:
-      ValueError: an empty prompt, n below 1, or a seed outside [0, 2**32).
+      ValueError: an empty prompt, n below 1, a seed outside [0, 2**32), or indices that repeat or are not in [0, n).
     """
 
     prompt_ids: tuple[int, ...]
@@ -70,6 +73,7 @@ class Request:
     seed: int
     params: SamplingParams
     id: Any = None
+    indices: tuple[int, ...] | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "prompt_ids", tuple(int(i) for i in self.prompt_ids))
@@ -79,6 +83,8 @@ class Request:
             raise ValueError(f"request {self.id!r}: n must be at least 1, got {self.n}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"request {self.id!r}: seed must be in [0, 2**32), got {self.seed}")
+        if self.indices is not None and len(set(self.indices) & set(range(self.n))) != len(self.indices):
+            raise ValueError(f"request {self.id!r}: indices must be different and in [0, {self.n}), got {self.indices}")
 
 
 @dataclass(frozen=True, eq=False)

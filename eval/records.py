@@ -1,0 +1,109 @@
+"""What an evaluation keeps while it runs: its settings, and one line per finished sample.
+
+settings.json       everything that decides what is drawn; continuing with anything else is refused
+generations.jsonl   one JSON object per sample, in the order in which they finished
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+SETTINGS, GENERATIONS = "settings.json", "generations.jsonl"
+
+
+class Record(NamedTuple):
+    """One graded sample.
+
+    row: number of its problem in the data as read. prediction: what the last box holds; None without a box.
+    finish: "eos" or "length". tokens: its length, stop token included.
+    """
+
+    row: int
+    sample: int
+    problem_id: str
+    correct: bool
+    formatted: bool
+    prediction: str | None
+    finish: str
+    tokens: int
+    completion: str
+
+
+@contextmanager
+def open_records(folder: Path, settings: Mapping):
+    """(records so far, function that adds one), for one process at a time.
+
+    A line that a killed process left unfinished is cut off, so its sample is drawn again.
+
+    Raises:
+      ValueError: the folder belongs to an evaluation with other settings, or to none, or a line is damaged.
+      BlockingIOError: another process is at work in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder, settings)
+    with open(folder / GENERATIONS, "a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"another evaluation is writing to {folder}; wait for it, or use another --output"
+            ) from None
+        file.seek(0)
+        whole, _, torn = file.read().rpartition(b"\n")
+        if torn:
+            file.truncate(len(whole) + 1 if whole else 0)
+        records = _parse(whole, folder / GENERATIONS)
+
+        def add(record: Record) -> None:
+            file.write((json.dumps(record._asdict(), ensure_ascii=False) + "\n").encode())
+            file.flush()
+            records[record.row, record.sample] = record
+
+        yield records, add
+
+
+def claim(folder: Path, settings: Mapping) -> None:
+    """Writes the settings into an unused folder, or compares them with those that are there."""
+    path, settings = folder / SETTINGS, json.loads(json.dumps(settings))
+    if not path.exists():
+        if (folder / GENERATIONS).exists():
+            raise ValueError(f"{folder} has {GENERATIONS} but no {SETTINGS}: use another --output")
+        write_json(path, settings)
+        return
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{path} is damaged: use another --output, or delete {folder}") from None
+    keys = dict.fromkeys([*settings, *old])  # the digest comes last: a setting says more
+    differing = [key for key in keys if old.get(key) != settings.get(key)]
+    if differing:
+        key = differing[0]
+        more = f" (and {', '.join(differing[1:])})" if differing[1:] else ""
+        raise ValueError(
+            f"{folder} holds an evaluation with another {key}: {old.get(key)!r} then, {settings.get(key)!r} now{more}; "
+            f"use another --output, or delete {folder}"
+        )
+
+
+def write_json(path: Path, value) -> None:
+    """Replaces a file at once."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _parse(text: bytes, path: Path) -> dict[tuple[int, int], Record]:
+    records = {}
+    for number, line in enumerate(text.split(b"\n") if text else [], start=1):
+        try:
+            record = Record(**json.loads(line))
+        except (ValueError, TypeError):
+            raise ValueError(f"{path}, line {number} is damaged: delete that line and start again") from None
+        if (record.row, record.sample) in records:
+            raise ValueError(f"{path}, line {number} repeats sample {record.sample} of row {record.row}: delete it")
+        records[record.row, record.sample] = record
+    return records

@@ -1,0 +1,173 @@
+"""`python -m convert`: bytes in equal bytes out, and what a run learnt reaches transformers unchanged."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from convert.__main__ import main
+from jopsd import checkpoint
+from jopsd.config import load_config
+from jopsd.mesh import make_mesh
+from jopsd.models.decoder import Decoder, ModelConfig
+from jopsd.models.hf import hf_config, save_pretrained
+from jopsd.setup import load_weights, restore_policy
+
+REPO = Path(__file__).resolve().parent.parent
+SUMS = REPO / "jopsd" / "data" / "sums_base"
+TINY = [
+    "train.steps=2",
+    "train.batch_size=4",
+    "eval=null",
+    "sampling.slots=4",
+    "data.limit=16",
+    "log.tensorboard=false",
+]
+KINDS = {"lora": "lora.rank=4", "full": "lora=null"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """Two runs of two steps made by the trainer itself: one with an adapter, one that trains all weights."""
+    folder = tmp_path_factory.mktemp("runs")
+    script = "import sys; from jopsd.train import main; sys.exit(max(main(part.split('|')) for part in sys.argv[1:]))"
+    config = ["--config", str(REPO / "configs" / "quickstart.yaml"), *TINY]
+    commands = ["|".join([*config, override, f"output_dir={folder / kind}"]) for kind, override in KINDS.items()]
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    subprocess.run(
+        [sys.executable, "-c", script, *commands], cwd=REPO, env=os.environ | {"XLA_FLAGS": flags}, check=True
+    )
+    return {kind: folder / kind for kind in KINDS}
+
+
+def tensors_of(directory: Path) -> dict[str, tuple[str, bytes]]:
+    with safe_open(directory / "model.safetensors", "np") as handle:
+        return {name: (handle.get_slice(name).get_dtype(), handle.get_tensor(name).tobytes()) for name in handle.keys()}
+
+
+def error_of(capsys, *argv) -> str:
+    assert main([str(part) for part in argv]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_hf_to_orbax_to_hf_is_bit_identical(tmp_path, dtype, tied):
+    cfg = ModelConfig(67, 32, 3, 4, 2, 16, 40, tie_embeddings=tied, dtype=dtype, param_dtype=dtype)
+    save_pretrained(Decoder(cfg, jax.random.key(0)), tmp_path / "a", hf_config(cfg))
+    assert main(["to-flax", "--model", str(tmp_path / "a"), "--output", str(tmp_path / "flax")]) == 0
+    assert main(["to-hf", "--from", str(tmp_path / "flax"), "--output", str(tmp_path / "b")]) == 0
+    assert tensors_of(tmp_path / "a") == tensors_of(tmp_path / "b")
+    assert (tmp_path / "a" / "config.json").read_text() == (tmp_path / "b" / "config.json").read_text()
+
+
+def test_the_shipped_model_with_its_tokenizer_comes_back_file_by_file_from_the_orbax_folder_alone(tmp_path):
+    assert main(["to-flax", "--model", "builtin:sums", "--output", str(tmp_path / "flax")]) == 0
+    moved = (tmp_path / "flax").rename(tmp_path / "moved")
+    assert main(["to-hf", "--from", str(moved), "--output", str(tmp_path / "hf")]) == 0
+    assert tensors_of(SUMS) == tensors_of(tmp_path / "hf")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"):
+        assert (tmp_path / "hf" / name).read_bytes() == (SUMS / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "moved"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_restored_policy_is_the_state_that_the_trainer_itself_would_resume_from(runs, kind):
+    mesh = make_mesh()
+    restored = restore_policy(runs[kind])
+    weights = load_weights(load_config(runs[kind] / "config.yaml"), mesh)
+    with checkpoint.open_checkpoints(runs[kind], create=False) as manager:
+        state, _ = checkpoint.restore(manager, 2, weights.state)
+    expected = state.trainable
+    found = restored.policy.adapter if kind == "lora" else restored.policy.model
+    assert restored.step == 2
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+    if kind == "lora":
+        for one, other in zip(jax.tree.leaves(restored.policy.model), jax.tree.leaves(weights.base), strict=True):
+            np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exported_run_has_in_transformers_the_logits_of_its_policy(runs, kind, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    out = tmp_path / "hf"
+    assert main(["to-hf", "--from", f"{runs[kind]}:2", "--output", str(out), "--dtype", "float32"]) == 0
+    assert "step 2" in capsys.readouterr().out
+    tokens = np.random.default_rng(0).integers(4, 128, (3, 17))
+    model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    base = transformers.AutoModelForCausalLM.from_pretrained(SUMS, dtype=torch.float32).eval()
+    with torch.no_grad():
+        theirs, before = (net(torch.from_numpy(tokens)).logits.numpy() for net in (model, base))
+    policy = restore_policy(runs[kind]).policy
+    ours = policy.model.unembed(policy.model.hidden(jnp.asarray(tokens), adapter=policy.adapter))
+    np.testing.assert_allclose(np.asarray(ours), theirs, atol=1e-4, rtol=0)
+    assert np.abs(theirs - before).max() > 1e-2  # the two steps are visible
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "1+1"}], tokenize=False)
+    assert "1+1" in text
+    assert transformers.GenerationConfig.from_pretrained(out).eos_token_id == 2
+
+
+def test_an_export_without_dtype_keeps_that_of_the_initial_model(runs, tmp_path):
+    assert main(["to-hf", "--from", str(runs["full"]), "--output", str(tmp_path / "hf")]) == 0
+    assert {dtype for dtype, _ in tensors_of(tmp_path / "hf").values()} == {"F16"}
+
+
+def test_the_initial_model_may_have_moved_since_the_run(runs, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoints").symlink_to(runs["lora"] / "checkpoints")
+    config = (runs["lora"] / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("builtin:sums", "/gone"))
+    assert "model.path '/gone' is not a directory" in error_of(
+        capsys, "to-hf", "--from", run, "--output", tmp_path / "a"
+    )
+    assert main(["to-hf", "--from", str(run), "--output", str(tmp_path / "a"), "--model", str(SUMS)]) == 0
+    assert main(["to-hf", "--from", str(runs["lora"]), "--output", str(tmp_path / "b")]) == 0
+    assert tensors_of(tmp_path / "a") == tensors_of(tmp_path / "b")
+
+
+def test_bad_input_is_one_line_that_names_it_and_leaves_nothing_behind(runs, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert "no checkpoint of step 7; complete ones: [2]" in error_of(
+        capsys, "to-hf", "--from", f"{runs['lora']}:7", "--output", out
+    )
+    assert "neither a run" in error_of(capsys, "to-hf", "--from", tmp_path, "--output", out)
+    assert "--model '/none' is not a directory" in error_of(capsys, "to-flax", "--model", "/none", "--output", out)
+    assert "config.json" in error_of(capsys, "to-flax", "--model", tmp_path, "--output", out)
+    assert list(tmp_path.iterdir()) == []
+    out.mkdir()
+    (out / "mine").touch()
+    for argv in (["to-flax", "--model", SUMS], ["to-hf", "--from", runs["lora"]]):
+        assert "is not an empty directory" in error_of(capsys, *argv, "--output", out)
+    assert [path.name for path in out.iterdir()] == ["mine"]
+
+
+def test_an_orbax_folder_whose_weights_are_damaged_is_named(tmp_path, capsys):
+    assert main(["to-flax", "--model", str(SUMS), "--output", str(tmp_path / "flax")]) == 0
+    (tmp_path / "flax" / "model" / "_METADATA").write_text("{}")
+    assert f"{tmp_path / 'flax' / 'model'} does not hold" in error_of(
+        capsys, "to-hf", "--from", tmp_path / "flax", "--output", tmp_path / "hf"
+    )
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_conversion_that_fails_midway_leaves_no_output(tmp_path, monkeypatch, capsys):
+    def full_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("convert.weights.copy_companions", full_disk)
+    assert "No space left" in error_of(capsys, "to-flax", "--model", SUMS, "--output", tmp_path / "flax")
+    assert list(tmp_path.iterdir()) == []

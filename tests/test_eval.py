@@ -1,0 +1,298 @@
+"""`python -m eval`: metrics against the published evaluators and brute force, runs against an undisturbed one."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from eval.__main__ import main
+from eval.metrics import avg_at_n, format_rate, maj_at_n, majority_correct, pass_at_k, pass_at_n
+from eval.report import NO_ANSWER
+from jopsd.rewards.math import grade
+from jopsd.sampling import Request, SamplingParams
+
+REPO = Path(__file__).resolve().parent.parent
+GOLDEN = json.loads((REPO / "tests" / "golden" / "eval.json").read_text())
+FAST = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+ROWS, SAMPLES = 16, 4
+DRAW = ["--data", "sums:test", "--limit", ROWS, "--data-seed", 1, "--samples", SAMPLES, "--top-p", 1]
+DRAW += ["--max-new-tokens", 44, "--slots", 4]
+
+
+def same(one: str, other: str) -> bool:
+    return bool(other) and grade(one, other).correct
+
+
+def evaluation(*argv) -> list[str]:
+    return [sys.executable, "-m", "eval", *map(str, argv)]
+
+
+def run(*command) -> None:
+    subprocess.run(list(map(str, command)), cwd=REPO, env=os.environ | FAST, check=True, capture_output=True)
+
+
+def lines_of(folder: Path) -> list[bytes]:
+    path = folder / "generations.jsonl"
+    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+
+
+def by_sample(folder: Path) -> dict:
+    rows = [json.loads(line) for line in lines_of(folder)]
+    found = {(row["row"], row["sample"]): row for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run of two steps that evaluates itself on the problems of DRAW."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    tiny = ["train.steps=2", "train.batch_size=4", "data.limit=16", "sampling.slots=4", "sampling.chunk=16"]
+    evals = [f"eval.data.limit={ROWS}", f"eval.samples={SAMPLES}", "eval.data.seed=1"]
+    config = ["--config", "configs/quickstart.yaml", *tiny, *evals, f"output_dir={folder}"]
+    run(sys.executable, "-m", "jopsd.train", *config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trained, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("evals") / "undisturbed"
+    run(*evaluation("--checkpoint", trained, *DRAW, "--output", folder))
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------- metrics
+
+
+@pytest.mark.parametrize("name", GOLDEN["evaluators"])
+def test_scores_equal_those_of_the_published_evaluators(name):
+    case = GOLDEN["evaluators"][name]
+    problems, summary = case["per_problem"], case["summary"]
+    correct = [p["correct"] for p in problems]
+    predictions = [
+        [answer if formatted else None for answer, formatted in zip(p["predicted"], p["formatted"], strict=True)]
+        for p in problems
+    ]
+    predictions = [["" if answer == NO_ANSWER else answer for answer in answers] for answers in predictions]
+    rule = "invalid" if name.startswith("pwopsd") else "string"
+    for p, answers in zip(problems, predictions, strict=True):
+        assert majority_correct(answers, p["correct"], same, rule) == p["majority_vote_correct"], p["name"]
+    assert 100 * avg_at_n(correct).mean == pytest.approx(summary["average_at_n_pct"], abs=1e-9)
+    assert 100 * pass_at_n(correct).mean == pytest.approx(summary["pass_at_n_pct"], abs=1e-9)
+    assert 100 * maj_at_n(predictions, correct, same, rule).mean == pytest.approx(summary["majority_vote_at_n_pct"])
+    assert 100 * format_rate(predictions) == pytest.approx(summary["format_rate"])
+
+
+def test_scores_of_real_samples_equal_the_golden_ones():
+    golden = GOLDEN["math100x8"]
+    correct = [p["correct"] for p in golden["per_problem"]]
+    predictions = [p["preds"] for p in golden["per_problem"]]
+    for k in (1, 2, 4, 8):
+        assert pass_at_k(correct, k) == pytest.approx(golden[f"pass@{k}"], abs=1e-12)
+    assert avg_at_n(correct).mean == pytest.approx(golden["avg@8"])
+    assert pass_at_n(correct).mean == pytest.approx(golden["any_correct"])
+    assert format_rate(predictions) == golden["format_rate"]
+    for p in golden["per_problem"]:
+        assert majority_correct(p["preds"], p["correct"], same) == p["maj_cluster"]
+        assert majority_correct(p["preds"], p["correct"], rule="string") == p["maj_string"]
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample():
+    draw = random.Random(0)
+    correct = [[draw.random() < 0.3 for _ in range(6)] for _ in range(5)]
+    for k in range(1, 7):
+        subsets = [any(chosen) for flags in correct for chosen in combinations(flags, k)]
+        assert pass_at_k(correct, k) == pytest.approx(sum(subsets) / len(subsets))
+    with pytest.raises(ValueError, match="pass@7 needs k between 1 and the number of samples, 6"):
+        pass_at_k(correct, 7)
+
+
+def test_the_majority_is_the_largest_class_and_the_earliest_of_equals():
+    draw, gold = random.Random(1), 2
+    for _ in range(300):
+        answers = [draw.choice([None, "1", "1.0", "2", "2.0", "02", "3"]) for _ in range(draw.randint(1, 9))]
+        classes = [None if answer is None else float(answer) for answer in answers]
+        correct = [value == gold for value in classes]
+        equal = lambda one, other: float(one) == float(other)  # noqa: E731
+        sizes = Counter(classes)  # keeps the order of first appearance, and max takes the first of equals
+        assert majority_correct(answers, correct, equal) == (max(sizes, key=sizes.get) == gold)
+        strings = Counter(answer for answer in answers if answer is not None)
+        winner = max(strings, key=strings.get) if strings else None
+        assert majority_correct(answers, correct, rule="string") == (winner is not None and float(winner) == gold)
+
+
+def test_equality_in_one_direction_is_enough_to_join_a_cluster():
+    one_way = lambda one, other: (one, other) == ("b", "a")  # noqa: E731
+    assert majority_correct(["c", "a", "b"], [False, True, False], one_way)
+    assert majority_correct(["c", "b", "a"], [False, True, False], one_way)
+    assert not majority_correct([], [], one_way)
+
+
+def test_an_unknown_majority_rule_is_refused():
+    with pytest.raises(ValueError, match="'plurality' is not 'string'"):
+        majority_correct(["1"], [True], same, "plurality")
+
+
+# ---------------------------------------------------------------------------------------------------------- whole runs
+
+
+def test_a_checkpoint_scores_what_its_run_logged_for_the_same_problems_and_seed(trained, undisturbed):
+    logged = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in logged if "eval/accuracy" in row][-1]
+    found = json.loads((undisturbed / "results.json").read_text())
+    assert found["settings"]["step"] == 2
+    assert found["average_at_n_pct"] == pytest.approx(100 * last["eval/accuracy"])
+    assert found["mean_tokens"] == pytest.approx(last["eval/length"])
+    low, high = found["intervals_95_pct"]["average_at_n"]
+    assert [low, high] == pytest.approx([100 * last["eval/accuracy_low"], 100 * last["eval/accuracy_high"]])
+
+
+def test_results_have_the_published_names_in_order_and_follow_from_the_generations(undisturbed):
+    found = json.loads((undisturbed / "results.json").read_text())
+    case = GOLDEN["evaluators"]["pwopsd_eval_n4"]
+    assert [key for key in found if key in case["keys"]] == case["keys"]
+    assert len(found["results"]) == found["num_problems"] == ROWS
+    counts, majority = Counter(), 0
+    for problem in found["results"]:
+        assert set(case["result_keys"]) == set(problem)
+        assert problem["ground_truth"] == str(sum(map(int, problem["problem"].split("+"))))
+        for sample in problem["generations"]:
+            boxed = sample["full_generation"].rpartition("\\boxed{")
+            answer = boxed[2].partition("}")[0] if boxed[1] else NO_ANSWER
+            assert sample["predicted_answer"] == answer
+            assert sample["formatted"] == bool(boxed[1])
+            assert sample["correct"] == (answer == problem["ground_truth"])
+        flags = [sample["correct"] for sample in problem["generations"]]
+        votes = Counter(sample["predicted_answer"] for sample in problem["generations"])
+        assert problem["majority_vote_correct"] == (max(votes, key=votes.get) == problem["ground_truth"])
+        assert (problem["num_correct"], problem["pass_at_n"]) == (sum(flags), any(flags))
+        counts.update(flags)
+        majority += problem["majority_vote_correct"]
+    assert found["average_at_n"] == counts[True]
+    assert found["majority_vote_at_n"] == majority
+    assert found["total_solutions"] == ROWS * SAMPLES == counts.total()
+    assert 0 < counts[True] < counts.total()
+
+
+def test_an_evaluation_killed_midway_ends_with_the_samples_of_an_undisturbed_one(trained, undisturbed, tmp_path):
+    command = evaluation("--checkpoint", trained, *DRAW, "--output", tmp_path)
+    process = subprocess.Popen(command, cwd=REPO, env=os.environ | FAST, stderr=subprocess.DEVNULL)
+    while len(lines_of(tmp_path)) < 7 and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = [line for line in lines_of(tmp_path) if line.endswith(b"\n")]
+    kept = kept[: ROWS * SAMPLES // 2]  # where the signal came late
+    (tmp_path / "generations.jsonl").write_bytes(b"".join([*kept, b'{"row": 3, "sam']))
+    run(*command)
+    assert lines_of(tmp_path)[: len(kept)] == kept
+    assert by_sample(tmp_path) == by_sample(undisturbed)
+    assert (tmp_path / "results.json").read_bytes() == (undisturbed / "results.json").read_bytes()
+
+
+def test_a_finished_evaluation_is_reported_again_without_drawing(trained, undisturbed, capsys):
+    before = lines_of(undisturbed)
+    assert main([str(part) for part in ["--checkpoint", trained, *DRAW, "--output", undisturbed]]) == 0
+    told = capsys.readouterr()
+    found = json.loads((undisturbed / "results.json").read_text())
+    assert f"Avg@4         {found['average_at_n_pct']:7.2f} %   95 % interval" in told.out
+    assert "Problem: " in told.err  # the header shows a prompt, and the run's own template
+    assert "Please reason" not in told.err
+    assert lines_of(undisturbed) == before
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+def error_of(capsys, *argv) -> str:
+    assert main([str(part) for part in argv]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+def write_rows(path: Path, *rows: dict) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_other_settings_in_the_same_folder_are_an_error_that_names_them(trained, undisturbed, capsys):
+    changed = ["--checkpoint", trained, *DRAW, "--output", undisturbed]
+    assert "another temperature: 1.0 then, 0.5 now" in error_of(capsys, *changed, "--temperature", 0.5)
+    assert "another seed: 0 then, 7 now" in error_of(capsys, *changed, "--seed", 7)
+    assert "another thinking: None then, False now" in error_of(capsys, *changed, "--thinking", "off")
+
+
+def test_rows_that_changed_since_are_an_error(tmp_path, capsys):
+    out, data = tmp_path / "out", tmp_path / "rows.jsonl"
+    (out).mkdir()
+    (out / "settings.json").write_text(json.dumps({"prompts_and_answers_sha256": "other"}))
+    write_rows(data, {"problem": "1+1", "answer": "2"})
+    told = error_of(capsys, "--model", "builtin:sums", "--data", data, "--samples", 1, "--output", out)
+    assert "prompts_and_answers_sha256" in told
+
+
+def test_bad_input_is_one_line_that_names_it(trained, tmp_path, capsys):
+    model, out = ["--model", "builtin:sums"], ["--samples", 1, "--output", tmp_path / "out"]
+    sums = ["--data", "sums:test", "--limit", 2]
+    rows = write_rows(tmp_path / "rows.jsonl", {"problem": "1+1", "answer": "2"}, {"problem": "1+2", "gold": "3"})
+    cases = {
+        "give --model, or the --checkpoint": [*sums, *out],
+        "--model '/none' is not a directory": ["--model", "/none", *sums, *out],
+        "has no checkpoint of step 9; complete ones: [2]": ["--checkpoint", f"{trained}:9", *sums, *out],
+        f"config file {tmp_path}/config.yaml does not exist": ["--checkpoint", tmp_path, *sums, *out],
+        "'/none.jsonl' does not exist": [*model, "--data", "/none.jsonl", *out],
+        "row 1 (counted from 0), field 'answer'": [*model, "--data", rows, *out],
+        "fix: --column answer=NAME": [*model, "--data", rows, *out],
+        "column 'gone' is missing": [*model, "--data", rows, *out, "--column", "answer=gone"],
+        "--column 'answer' must look like": [*model, *sums, *out, "--column", "answer"],
+        "unknown placeholder {solutoin}": [*model, *sums, *out, "--template", "{problem} {solutoin}"],
+        "must not read {solution}": [*model, *sums, *out, "--template", "{problem} {solution}"],
+        "top_p must be above 0": [*model, *sums, *out, "--top-p", 0],
+        "max_new_tokens must be at least 1": [*model, *sums, *out, "--max-new-tokens", 0],
+        "--samples must be at least 1, got 0": [*model, *sums, "--samples", 0, "--output", tmp_path / "out"],
+        "--seed and --data-seed": [*model, *sums, *out, "--seed", -1],
+    }
+    for part, argv in cases.items():
+        assert part in error_of(capsys, *argv)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_line_is_named_and_a_second_writer_refused(tmp_path, capsys):
+    import fcntl
+
+    argv = ["--model", "builtin:sums", "--data", "sums:test", "--limit", 1, "--samples", 1, "--output", tmp_path]
+    (tmp_path / "generations.jsonl").write_text("")
+    assert "has generations.jsonl but no settings.json" in error_of(capsys, *argv)
+    (tmp_path / "generations.jsonl").unlink()
+    from eval.records import open_records
+
+    for damage in ("{}\n", '{"row": 0\n'):
+        (tmp_path / "generations.jsonl").unlink(missing_ok=True)
+        (tmp_path / "settings.json").unlink(missing_ok=True)
+        with open_records(tmp_path, {"seed": 0}):
+            pass
+        (tmp_path / "generations.jsonl").write_text(damage)
+        with pytest.raises(ValueError, match="line 1 is damaged"), open_records(tmp_path, {"seed": 0}):
+            pass
+    with open(tmp_path / "generations.jsonl", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match="another evaluation is writing"):
+            with open_records(tmp_path, {"seed": 0}):
+                pass
+
+
+def test_a_request_refuses_samples_it_does_not_have():
+    params = SamplingParams(4)
+    assert Request((1,), 4, 0, params, indices=(0, 3)).indices == (0, 3)
+    for indices in ((4,), (-1,), (1, 1)):
+        with pytest.raises(ValueError, match="indices must be different"):
+            Request((1,), 4, 0, params, indices=indices)
