@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from eval.records import Record, open_records, write_json
@@ -28,11 +28,16 @@ from jopsd.setup import BUILTIN, restore_policy, source_dir
 
 RESULTS = "results.json"
 PROGRESS_SECONDS = 5.0
+DEFAULTS = {"temperature": 1.0, "top_p": 0.95, "top_k": 0, "max_new_tokens": 1024}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `python -m eval` was asked for; see its --help. thinking None: the run's setting, or the template's."""
+    """What `python -m eval` was asked for; see its --help.
+
+    None leaves a choice open: for `thinking` to the run or the chat template, for the sampling parameters to the run's
+    own evaluation or, without one, to `DEFAULTS`.
+    """
 
     data: str
     output: Path
@@ -46,10 +51,10 @@ class Options:
     columns: Mapping[str, str] = field(default_factory=dict)
     template: str | None = None
     thinking: bool | None = None
-    temperature: float = 1.0
-    top_p: float = 0.95
-    top_k: int = 0
-    max_new_tokens: int = 1024
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_new_tokens: int | None = None
     seed: int = 0
     slots: int = 32
     backend: str = "jetstream"
@@ -82,7 +87,7 @@ def run(options: Options, say: Callable[[str], None] = lambda text: print(text, 
             raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
     if not 0 <= options.seed < 2**32 or not 0 <= options.data_seed < 2**32:
         raise ValueError("--seed and --data-seed must be in [0, 2**32)")
-    subject = find_subject(options)
+    subject, options = find_subject(options), with_defaults(options)
     read_config(subject.directory)  # an architecture we cannot run is the cheapest error of all
     tokenizer = load_tokenizer(subject.directory)
     require_chat_template(tokenizer)
@@ -142,6 +147,16 @@ def find_subject(options: Options) -> Subject:
     thinking = reading.thinking if options.thinking is None else options.thinking
     name = path if path in BUILTIN else str(directory.resolve())
     return Subject(name, directory, run_dir, step, context, Reading(thinking=thinking, close_think=reading.close_think))
+
+
+def with_defaults(options: Options) -> Options:
+    """The options with every sampling parameter filled in, so that a checkpoint is drawn as its run drew it."""
+    defaults = DEFAULTS
+    if options.checkpoint is not None:
+        section = load_config(parse_run(options.checkpoint)[0] / "config.yaml").eval
+        defaults = DEFAULTS if section is None else {name: getattr(section, name) for name in DEFAULTS}
+    left_open = {name: value for name, value in defaults.items() if getattr(options, name) is None}
+    return replace(options, **left_open)
 
 
 def load_items(options: Options, subject: Subject, tokenizer) -> list[Item]:

@@ -16,6 +16,8 @@ import pytest
 from eval.__main__ import main
 from eval.metrics import avg_at_n, format_rate, maj_at_n, majority_correct, pass_at_k, pass_at_n
 from eval.report import NO_ANSWER
+from eval.run import Options, with_defaults
+from jopsd.config import load_config
 from jopsd.rewards.math import grade
 from jopsd.sampling import Request, SamplingParams
 
@@ -153,6 +155,15 @@ def test_a_checkpoint_scores_what_its_run_logged_for_the_same_problems_and_seed(
     assert found["mean_tokens"] == pytest.approx(last["eval/length"])
     low, high = found["intervals_95_pct"]["average_at_n"]
     assert [low, high] == pytest.approx([100 * last["eval/accuracy_low"], 100 * last["eval/accuracy_high"]])
+
+
+def test_sampling_parameters_left_open_are_those_of_the_run(trained, tmp_path):
+    given = Options(data="sums:test", output=tmp_path, samples=1, checkpoint=str(trained), temperature=0.5)
+    filled, of_run = with_defaults(given), load_config(trained / "config.yaml").eval
+    assert (filled.temperature, filled.max_new_tokens) == (0.5, of_run.max_new_tokens)
+    assert (filled.top_p, filled.top_k) == (of_run.top_p, of_run.top_k) == (1.0, 0)
+    bare = with_defaults(Options(data="sums:test", output=tmp_path, samples=1, model="builtin:sums"))
+    assert (bare.temperature, bare.top_p, bare.top_k, bare.max_new_tokens) == (1.0, 0.95, 0, 1024)
 
 
 def test_results_have_the_published_names_in_order_and_follow_from_the_generations(undisturbed):
