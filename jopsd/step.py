@@ -111,6 +111,9 @@ def loss_and_gradient(options: StepOptions, mesh: Mesh, trainable, base, batch: 
         return (loss + part, jax.tree.map(lambda g, d: g + d.astype(g.dtype), gradient, grad)), statistics
 
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), trainable)
+    if mesh.size > 1:
+        # The accumulator lives where the parameters live, so each micro-batch's gradient is reduce-scattered into it.
+        zero = jax.lax.with_sharding_constraint(zero, tree_shardings(zero, mesh))
     start = (jnp.zeros((), jax.tree.leaves(zero)[0].dtype), zero)
     (loss, gradient), statistics = jax.lax.scan(
         accumulate, start, (micro, _split_rows(constants, options.micro_batches))

@@ -41,6 +41,10 @@ def divergence(
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     if entry_clip is not None and not entry_clip > 0:
         raise ValueError(f"entry_clip must be positive, or None for no clip, got {entry_clip}")
+    if entry_clip is not None:
+        # An infinite entry would be clipped in value but give 0 * inf in the gradient: keep log-probabilities finite.
+        lowest = jnp.finfo(student_logprobs.dtype).min / 2
+        student_logprobs, teacher_logprobs = (jnp.maximum(x, lowest) for x in (student_logprobs, teacher_logprobs))
     entries = entry_divergence(student_logprobs, teacher_logprobs, alpha)
     if entry_clip is not None:
         # <= keeps the gradient of an entry exactly at the bound, as torch.clamp does.

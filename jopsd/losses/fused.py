@@ -142,10 +142,10 @@ def _run(plan: _Plan, inputs: _Inputs, gradients: bool):
         return _chunks(plan, inputs, gradients)
     token = P(_TOKEN_AXES)
     specs = _Inputs(
-        hidden={view: token for view in inputs.hidden},
-        heads={view: P(_VOCAB_AXIS) for view in inputs.heads},
+        hidden=dict.fromkeys(inputs.hidden, token),
+        heads=dict.fromkeys(inputs.heads, P(_VOCAB_AXIS)),
         targets=token,
-        constants={name: token for name in inputs.constants},
+        constants=dict.fromkeys(inputs.constants, token),
         mask=token,
     )
     head_spec = P(_VOCAB_AXIS, "fsdp" if _scatters(plan, inputs) else None)
@@ -164,104 +164,123 @@ def _scatters(plan: _Plan, inputs: _Inputs) -> bool:
 
 def _chunks(plan: _Plan, inputs: _Inputs, gradients: bool, scatter: bool = False):
     """The loop over chunks of valid tokens, on one device or on one shard."""
-    vocab_axis = None if plan.mesh is None else _VOCAB_AXIS
-    varying = lambda x, axes: x if plan.mesh is None else jax.lax.pcast(x, axes, to="varying")  # noqa: E731
-    everywhere = (*_TOKEN_AXES, _VOCAB_AXIS)
     shape = inputs.mask.shape
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(shape) :]), inputs._replace(heads={}))
-    tokens = flat.mask.shape[0]
-    chunk = min(plan.chunk, tokens)
-    count = (flat.mask != 0).sum()
-    # Valid tokens first, in order. Positions past the end point outside the arrays, where writes are dropped.
-    order = jnp.argsort(flat.mask == 0, stable=True).astype(jnp.int32)
-    order = jnp.pad(jnp.where(jnp.arange(tokens) < count, order, tokens), (0, -tokens % chunk), constant_values=tokens)
-    heads = {view: head.astype(inputs.hidden[view].dtype) for view, head in inputs.heads.items()}
-    wide = jnp.promote_types(jnp.float32, next(iter(flat.hidden.values())).dtype)
-
-    def logits(view, h):
-        return jnp.einsum("cd,vd->cv", h, heads[view], preferred_element_type=wide) / plan.temperature
-
-    def take(x, index):
-        return jnp.take(x, index, axis=0, mode="clip")
-
-    def one_chunk(index):
-        """Loss, statistics, and d loss / d student logits of one chunk."""
-        live = index < tokens
-        targets = take(flat.targets, index)
-        constants = {name: take(x, index) for name, x in flat.constants.items()}
-        hidden = {view: take(h, index) for view, h in flat.hidden.items()}
-        teachers = {view: log_softmax(logits(view, h), vocab_axis) for view, h in hidden.items() if view != "student"}
-
-        def loss_of(student_logits):
-            student = log_softmax(student_logits, vocab_axis)
-            values = plan.value(student, teachers, targets, constants, vocab_axis=vocab_axis)
-            return jnp.where(live, values, 0).sum(dtype=wide), student
-
-        dlogits, loss, student = None, jnp.zeros((), wide), None
-        if "student" in hidden:
-            z = logits("student", hidden["student"])
-            if gradients:
-                (loss, student), pull = jax.vjp(loss_of, z)
-                one, none = jnp.ones_like(loss), jnp.zeros_like(student)
-                dlogits = (jnp.where(live[:, None], pull((one, none))[0], 0) / plan.temperature).astype(
-                    hidden["student"].dtype
-                )
-            elif plan.value is not None:
-                loss, student = loss_of(z)
-            else:
-                student = log_softmax(z, vocab_axis)
-        reported = {}
-        if plan.statistics is not None:
-            reported = plan.statistics(student, teachers, targets, vocab_axis=vocab_axis)
-            reported = {name: jax.lax.stop_gradient(x).astype(wide) for name, x in reported.items()}
-        return loss, reported, dlogits, hidden.get("student")
-
-    names = jax.eval_shape(one_chunk, order[:chunk])[1]
-    zeros = lambda *dims: jnp.zeros(dims, wide)  # noqa: E731
-    carry = {
-        "loss": varying(zeros(), _TOKEN_AXES),
-        "statistics": {n: varying(zeros(tokens), _TOKEN_AXES) for n in names},
-    }
-    if gradients:
-        carry["hidden"] = varying(zeros(tokens, flat.hidden["student"].shape[-1]), everywhere)
-        if plan.train_head:
-            carry["head"] = varying(zeros(*heads["student"].shape), everywhere)
+    flat = flat._replace(heads={view: head.astype(flat.hidden[view].dtype) for view, head in inputs.heads.items()})
+    chunk = min(plan.chunk, flat.mask.size)
+    order, count = _valid_first(flat.mask, chunk)
 
     def body(i, carry):
         index = jax.lax.dynamic_slice_in_dim(order, i * chunk, chunk)
-        loss, reported, dlogits, h = one_chunk(index)
-        put = lambda full, part: full.at[index].set(part, mode="drop")  # noqa: E731
-        new = {
-            "loss": carry["loss"] + loss,
-            "statistics": {n: put(carry["statistics"][n], x) for n, x in reported.items()},
-        }
-        if gradients:
-            dh = jnp.einsum("cv,vd->cd", dlogits, heads["student"], preferred_element_type=wide)
-            new["hidden"] = put(carry["hidden"], dh)
-            if plan.train_head:
-                dw = jnp.einsum("cv,cd->vd", dlogits, h, preferred_element_type=wide)
-                new["head"] = carry["head"] + dw
-        return new
+        return _add_chunk(carry, index, *_chunk_loss(plan, _rows(flat, index), index < flat.mask.size, gradients))
 
-    carry = jax.lax.fori_loop(0, (count + chunk - 1) // chunk, body, carry)
-    loss, grad_hidden, grad_head = carry["loss"], carry.get("hidden"), carry.get("head")
+    carry = jax.lax.fori_loop(0, (count + chunk - 1) // chunk, body, _zero_carry(plan, flat, chunk, gradients))
     if plan.mesh is not None:
-        loss = jax.lax.psum(loss, _TOKEN_AXES)
-        if grad_hidden is not None:
-            grad_hidden = jax.lax.psum(grad_hidden, _VOCAB_AXIS)
-        if grad_head is not None:
-            grad_head = _reduce_head(grad_head, scatter)
-    statistics = {name: x.reshape(shape) for name, x in carry["statistics"].items()}
-    if grad_hidden is not None:
-        grad_hidden = grad_hidden.reshape(*shape, -1)
-    return loss, statistics, grad_hidden, grad_head
+        carry = _reduce(carry, scatter)
+    tokens_again = lambda x: x.reshape(*shape, *x.shape[1:])  # noqa: E731
+    statistics, grad_hidden = jax.tree.map(tokens_again, (carry["statistics"], carry.get("hidden")))
+    return carry["loss"], statistics, grad_hidden, carry.get("head")
+
+
+def _valid_first(mask: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """Positions of the valid tokens, in order, then N where there is none, up to a multiple of chunk; their number."""
+    tokens, count = mask.size, (mask != 0).sum()
+    order = jnp.argsort(mask == 0, stable=True).astype(jnp.int32)
+    order = jnp.where(jnp.arange(tokens) < count, order, tokens)
+    return jnp.pad(order, (0, -tokens % chunk), constant_values=tokens), count
+
+
+def _rows(flat: _Inputs, index: jax.Array) -> _Inputs:
+    """The tokens at `index`. Past the end they read 0: a masked neighbour's NaN would survive a zero weight."""
+    rows = jax.tree.map(lambda x: jnp.take(x, index, axis=0, mode="fill", fill_value=0), flat._replace(heads={}))
+    return rows._replace(heads=flat.heads)
+
+
+def _wide(flat: _Inputs) -> jnp.dtype:
+    """The dtype of logits, sums and accumulators."""
+    return jnp.promote_types(jnp.float32, next(iter(flat.hidden.values())).dtype)
+
+
+def _chunk_loss(plan: _Plan, rows: _Inputs, live: jax.Array, gradients: bool):
+    """One chunk's (loss, statistics, gradients of the student's hidden states [C,D] and head [V,D], or None)."""
+    vocab_axis, wide = None if plan.mesh is None else _VOCAB_AXIS, _wide(rows)
+
+    def logits(view):
+        product = jnp.einsum("cd,vd->cv", rows.hidden[view], rows.heads[view], preferred_element_type=wide)
+        return product / plan.temperature
+
+    teachers = {view: log_softmax(logits(view), vocab_axis) for view in rows.hidden if view != "student"}
+
+    def loss_of(student_logits):
+        student = log_softmax(student_logits, vocab_axis)
+        if plan.value is None:
+            return jnp.zeros((), wide), student
+        values = plan.value(student, teachers, rows.targets, rows.constants, vocab_axis=vocab_axis)
+        return jnp.where(live, values, 0).sum(dtype=wide), student
+
+    loss, student, dh, dw = jnp.zeros((), wide), None, None, None
+    if gradients:
+        loss, pull, student = jax.vjp(loss_of, logits("student"), has_aux=True)
+        dlogits = jnp.where(live[:, None], pull(jnp.ones_like(loss))[0], 0) / plan.temperature
+        dlogits, h = dlogits.astype(rows.hidden["student"].dtype), rows.hidden["student"]
+        dh = jnp.einsum("cv,vd->cd", dlogits, rows.heads["student"], preferred_element_type=wide)
+        if plan.train_head:
+            dw = jnp.einsum("cv,cd->vd", dlogits, h, preferred_element_type=wide)
+    elif "student" in rows.hidden:
+        loss, student = loss_of(logits("student"))
+    reported = {}
+    if plan.statistics is not None:
+        reported = plan.statistics(student, teachers, rows.targets, vocab_axis=vocab_axis)
+    return loss, {name: jax.lax.stop_gradient(x).astype(wide) for name, x in reported.items()}, dh, dw
+
+
+def _zero_carry(plan: _Plan, flat: _Inputs, chunk: int, gradients: bool) -> dict:
+    """What the loop accumulates: loss, statistics {name: [N]}, and gradients [N,D] and [V,D] if wanted."""
+    tokens, wide = flat.mask.size, _wide(flat)
+    index = jnp.zeros(chunk, jnp.int32)
+    reported = jax.eval_shape(lambda: _chunk_loss(plan, _rows(flat, index), index == 0, gradients=False)[1])
+
+    def zeros(shape, axes):
+        return (
+            jnp.zeros(shape, wide) if plan.mesh is None else jax.lax.pcast(jnp.zeros(shape, wide), axes, to="varying")
+        )
+
+    carry = {"loss": zeros((), _TOKEN_AXES), "statistics": {n: zeros((tokens,), _TOKEN_AXES) for n in reported}}
+    if gradients:
+        carry["hidden"] = zeros(flat.hidden["student"].shape, (*_TOKEN_AXES, _VOCAB_AXIS))
+    if gradients and plan.train_head:
+        carry["head"] = zeros(flat.heads["student"].shape, (*_TOKEN_AXES, _VOCAB_AXIS))
+    return carry
+
+
+def _add_chunk(carry: dict, index: jax.Array, loss, reported, dh, dw) -> dict:
+    put = lambda full, part: full.at[index].set(part, mode="drop")  # noqa: E731
+    new = {
+        "loss": carry["loss"] + loss,
+        "statistics": {name: put(carry["statistics"][name], x) for name, x in reported.items()},
+    }
+    if dh is not None:
+        new["hidden"] = put(carry["hidden"], dh)
+    if dw is not None:
+        new["head"] = carry["head"] + dw
+    return new
+
+
+def _reduce(carry: dict, scatter: bool) -> dict:
+    """Sums over the mesh what each shard accumulated alone. Statistics are already whole."""
+    new = {**carry, "loss": jax.lax.psum(carry["loss"], _TOKEN_AXES)}
+    if "hidden" in carry:
+        new["hidden"] = jax.lax.psum(carry["hidden"], _VOCAB_AXIS)
+    if "head" in carry:
+        new["head"] = _reduce_head(carry["head"], scatter)
+    return new
 
 
 def _reduce_head(gradient: jax.Array, scatter: bool) -> jax.Array:
     """Sums the head's gradient over the token shards, leaving each fsdp shard only the columns it owns."""
     if not scatter:
         return jax.lax.psum(gradient, _TOKEN_AXES)
-    return jax.lax.psum_scatter(jax.lax.psum(gradient, "data"), "fsdp", scatter_dimension=1, tiled=True)
+    return jax.lax.psum(jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=1, tiled=True), "data")
 
 
 def _real(mesh: Mesh | None) -> Mesh | None:

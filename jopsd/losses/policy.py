@@ -30,7 +30,8 @@ def group_advantages(rewards: jax.Array, group: jax.Array, normalize_std: bool =
         return centred
     spread = jnp.where(same, jnp.square(rewards[None, :] - mean[:, None]), 0).sum(axis=1)
     std = jnp.where(count > 1, jnp.sqrt(spread / jnp.maximum(count - 1, 1)), 1)
-    return centred / (std + eps)
+    scale = std + eps
+    return centred / jnp.where(scale > 0, scale, 1)  # equal rewards without eps: 0, not 0 / 0
 
 
 def clipped_surrogate(
