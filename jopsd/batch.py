@@ -35,6 +35,7 @@ class TrainBatch:
       mask: [B,T] nonzero on completion tokens that count. A row of padding has none.
       views: "student" and each teacher view.
       sampler_logprobs: [B,T] float32, the sampler's log-probability of each token, at the sampling temperature.
+      old_logprobs: [B,T] log-probabilities before the first update on these rollouts; None on policy.
       reward: [B] float32. group: [B] int32, equal for rollouts of one prompt.
     """
 
@@ -42,6 +43,7 @@ class TrainBatch:
     mask: jax.Array
     views: dict[str, View] = field(default_factory=dict)
     sampler_logprobs: jax.Array | None = None
+    old_logprobs: jax.Array | None = None
     reward: jax.Array | None = None
     group: jax.Array | None = None
 

@@ -20,6 +20,7 @@ from jopsd.methods import MethodConfig
 from jopsd.models.lora import TARGETS
 
 PositiveInt = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Temperature = Annotated[float, Field(ge=0)]
 
 
@@ -28,7 +29,7 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Model(Section):
@@ -50,7 +51,7 @@ class Lora(Section):
 
     rank: PositiveInt = 64
     alpha: Annotated[float, Field(gt=0)] = 128.0
-    targets: tuple[str, ...] = TARGETS
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = TARGETS
 
 
 class Reading(Section):
@@ -82,7 +83,7 @@ class Data(Section):
     subset: str | None = None
     columns: dict[str, str] = {}
     limit: PositiveInt | None = None
-    seed: int = 0
+    seed: Seed = 0
     on_bad_row: Literal["error", "skip"] = "error"
     on_long_prompt: Literal["error", "skip"] = "error"
     max_prompt_tokens: PositiveInt = 2048
@@ -147,7 +148,7 @@ class Evaluation(Reading):
     temperature: Temperature = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Checkpoint(Section):
@@ -175,8 +176,8 @@ class Mesh(Section):
 
 
 class Config(Section):
-    output_dir: str
-    seed: int = 0
+    output_dir: Annotated[str, Field(min_length=1)]
+    seed: Seed = 0
     model: Model
     lora: Lora | None = None
     method: MethodConfig
@@ -207,7 +208,22 @@ class Config(Section):
             )
         if self.sampling.temperature == 0 and self.method.trains_on == "rollouts":
             raise ValueError("sampling.temperature 0 is greedy: training rollouts must be drawn, use a value above 0")
+        self._check_method()
+        if self.eval is not None and self.reward is None:
+            raise ValueError("eval grades completions, so it needs a reward; remove reward: null, or set eval: null")
         return self
+
+    def _check_method(self):
+        name = self.method.name
+        if self.method.uses_reward and self.reward is None:
+            raise ValueError(f"method {name} learns from rewards; remove reward: null")
+        if self.method.uses_reward and self.sampling.n < 2:
+            raise ValueError(f"method {name} compares rollouts of one prompt: set sampling.n to 2 or more")
+        if self.method.at_sampling_temperature and self.method.temperature != self.sampling.temperature:
+            raise ValueError(
+                f"method {name} compares with the policy that sampled: method.temperature {self.method.temperature} "
+                f"and sampling.temperature {self.sampling.temperature} must be equal"
+            )
 
     @property
     def rows_per_step(self) -> int:
@@ -234,15 +250,29 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def validate_config(tree: dict, where: str) -> Config:
     """A `Config` from a nested dict; `where` names its origin in errors."""
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
-        lines = [f"  {_describe(problem)}" for problem in error.errors()]
-        raise ConfigError(f"{where} is not a usable config:\n" + "\n".join(lines)) from None
+        raise _refusal(where, [_describe(problem) for problem in error.errors()]) from None
+    if flags := _flags_read_as_numbers(tree, config.model_dump()):
+        raise _refusal(where, [f"`{key}` = {value}: a number is wanted, not true or false" for key, value in flags])
+    return config
 
 
 def to_yaml(config: Config) -> str:
     """The fully explicit YAML of a config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _refusal(where: str, faults: Sequence[str]) -> ConfigError:
+    return ConfigError("\n  ".join([f"{where} is not a usable config:", *faults]))
+
+
+def _flags_read_as_numbers(given, resolved, key: str = "") -> list[tuple[str, bool]]:
+    """Keys given as true or false that pydantic took for 1 or 0."""
+    if isinstance(given, dict) and isinstance(resolved, dict):
+        inside = [(f"{key}.{name}".lstrip("."), value, resolved.get(name)) for name, value in given.items()]
+        return [flag for name, value, read in inside for flag in _flags_read_as_numbers(value, read, name)]
+    return [(key, given)] if isinstance(given, bool) and not isinstance(resolved, bool) else []
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict:
@@ -253,14 +283,17 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
         origin = f" (named by `extends` in {seen[-1]})" if seen else ""
         raise ConfigError(f"config file {path} does not exist{origin}")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold keys and values, not a {type(tree).__name__}")
-    parents = tree.pop("extends", [])
+    parents = tree.pop("extends", None) or []
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ConfigError(f"{path}: `extends` must be a path or a list of paths, not {parents!r}")
     merged: dict = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
+    for parent in parents:
         merged = _merge(merged, _read(path.parent / parent, (*seen, resolved)))
     return _merge(merged, tree)
 
@@ -276,7 +309,13 @@ def _merge(base: dict, over: dict) -> dict:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text; people who type overrides mean a number."""
+    """YAML 1.1 reads 1e-3 as text, where people mean a number; and of a key given twice it keeps the last."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if isinstance(key, str) and keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -311,7 +350,8 @@ def _describe(problem: dict) -> str:
         return f"`{shown}` is required"
     message = problem["msg"].removeprefix("Value error, ")
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f"`{shown}.name`: {message}"
+        given = problem.get("ctx", {}).get("tag")
+        return f"`{shown}.name` = {given!r} is not known; known: {', '.join(_names_of(location))}"
     if not shown:
         return message
     return f"`{shown}` = {problem['input']!r}: {message}" if kind != "value_error" else f"`{shown}`: {message}"
@@ -319,6 +359,12 @@ def _describe(problem: dict) -> str:
 
 def _is_tag(location: list[str], i: int) -> bool:
     return i == 1 and location[0] == "method"
+
+
+def _names_of(location: list[str]) -> list[str]:
+    """The names a tagged union goes by."""
+    union = [m for m in _models_in(Config.model_fields[location[0]].annotation) if "name" in m.model_fields]
+    return sorted(m.model_fields["name"].default for m in union)
 
 
 def _known_keys(location: list[str]) -> list[str]:

@@ -36,11 +36,14 @@ def clustered_interval(correct: Sequence[Sequence[bool]]) -> Estimate:
 
     Args:
       correct: per problem, one flag per sample. One sample each is Wilson's interval; more is a normal interval from
-        the spread between problems, but never narrower than Wilson's over the problems' pass/fail when all agree.
+        the spread between problems. Where that spread says nothing it is Wilson's: over problems where all samples of
+        each agree, over samples where all problems have the same share.
     """
     shares = [float(np.mean(flags)) for flags in correct]
     if all(share in (0.0, 1.0) for share in shares):
         return wilson_interval(int(sum(shares)), len(shares))
+    if len(shares) > 1 and len(set(shares)) == 1:
+        return wilson_interval(sum(map(sum, correct)), sum(map(len, correct)))
     half = Z95 * float(np.std(shares, ddof=1)) / math.sqrt(len(shares)) if len(shares) > 1 else 1.0
     mean = float(np.mean(shares))
     return Estimate(mean, max(mean - half, 0.0), min(mean + half, 1.0))

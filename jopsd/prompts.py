@@ -20,7 +20,7 @@ class Item(NamedTuple):
 def required_fields(config: Config) -> tuple[str, ...]:
     """Problem fields that the method and its context need."""
     fields = {"problem"}
-    if config.method.views:
+    if config.method.teacher_views:
         fields.update(CONTEXTS[config.context.name].required_fields(config.context))
     if config.method.trains_on == "solution":
         fields.add("solution")
@@ -34,9 +34,9 @@ def training_prompts(config: Config, tokenizer, problem: Problem) -> dict[str, l
     context = CONTEXTS[config.context.name]
     read = lambda messages, how: render(tokenizer, messages, how.thinking, close_think=how.close_think)  # noqa: E731
     prompts = {"student": read(context.student_messages(config.context, problem), config.student)}
-    if config.method.views:
+    if config.method.teacher_views:
         messages = context.teacher_messages(config.context, problem)
-        prompts |= {view: read(messages[view], config.teacher) for view in config.method.views}
+        prompts |= {view: read(messages[view], config.teacher) for view in config.method.teacher_views}
     return prompts
 
 

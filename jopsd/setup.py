@@ -156,7 +156,8 @@ def load_weights(config: Config, mesh: Mesh) -> Weights:
         adapter = jax.jit(make, out_shardings=tree_shardings(jax.eval_shape(make), mesh))()
         state = init_state(adapter, optimizer, mesh)
         return Weights(cfg, model, state, optimizer, schedule)
-    needs_copy = config.method.views and config.teacher.kind == "fixed"
+    fixed_teacher = config.method.teacher_views and config.teacher.kind == "fixed"
+    needs_copy = fixed_teacher or config.method.reads_frozen_weights
     # The frozen teacher is only read, so it is kept in the computation dtype.
     base = jax.tree.map(lambda x: jnp.copy(x.astype(dtype)), model) if needs_copy else None
     return Weights(cfg, base, init_state(model, optimizer, mesh), optimizer, schedule)

@@ -19,6 +19,7 @@ from jopsd.batch import TrainBatch
 from jopsd.losses import entropy, fused_loss, fused_statistics, log_softmax, token_logprobs
 from jopsd.losses.compose import statistic
 from jopsd.methods import Method
+from jopsd.methods.method import REFERENCE
 from jopsd.models.decoder import Decoder
 from jopsd.models.lora import Adapter
 from jopsd.models.sharding import tree_shardings
@@ -141,19 +142,21 @@ def _hidden(policy: Policy, view, length: int) -> jax.Array:
     return jax.lax.slice_in_dim(h, start, start + length, axis=1)
 
 
-def _teacher_inputs(options: StepOptions, trainable, base, batch: TrainBatch):
-    """Hidden states and output head of every teacher view; constants."""
-    if not options.method.views:
-        return {}, {}
-    policy = jax.lax.stop_gradient(teacher_policy(options.teacher, trainable, base))
-    length = batch.targets.shape[1]
-    hidden = {view: _hidden(policy, batch.views[view], length) for view in options.method.views}
-    return hidden, dict.fromkeys(options.method.views, policy.model.head)
+def _teacher_inputs(options: StepOptions, views: tuple[str, ...], trainable, base, batch: TrainBatch):
+    """Hidden states and output head of the given teacher views; constants."""
+    hidden, heads = {}, {}
+    for view in views:
+        # The reference is the initial model on the student's own prompt.
+        kind, prompt = ("fixed", "student") if view == REFERENCE else (options.teacher, view)
+        policy = jax.lax.stop_gradient(teacher_policy(kind, trainable, base))
+        hidden[view] = _hidden(policy, batch.views[prompt], batch.targets.shape[1])
+        heads[view] = policy.model.head
+    return hidden, heads
 
 
 def _value(options: StepOptions, mesh, trainable, *, base, batch: TrainBatch, constants):
     policy = student_policy(trainable, base)
-    teacher_hidden, heads = _teacher_inputs(options, trainable, base, batch)
+    teacher_hidden, heads = _teacher_inputs(options, options.method.views, trainable, base, batch)
     frozen_head = isinstance(trainable, Adapter)
     head = jax.lax.stop_gradient(policy.model.head) if frozen_head else policy.model.head
     return fused_loss(
@@ -178,7 +181,7 @@ def _weigh(options: StepOptions, mesh, trainable, base, batch, micro, step):
     if method.scores:
 
         def score(rows: TrainBatch):
-            hidden, heads = _teacher_inputs(options, trainable, base, rows)
+            hidden, heads = _teacher_inputs(options, method.score_views, trainable, base, rows)
             policy = student_policy(trainable, base)
             if any(name.startswith("student.") for name in method.scores):
                 hidden["student"] = _hidden(policy, rows.views["student"], rows.targets.shape[1])

@@ -15,7 +15,7 @@ METRICS = "metrics.jsonl"
 class Tracker:
     """Writes metrics of one run. Use through `open_tracker`."""
 
-    def __init__(self, run_dir: Path, tensorboard: bool, resume_step: int):
+    def __init__(self, run_dir: Path, tensorboard: bool, resume_step: int | None):
         run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir = run_dir
         _drop_rows_after(run_dir / METRICS, resume_step)
@@ -24,7 +24,8 @@ class Tracker:
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+            purge = 0 if resume_step is None else resume_step + 1
+            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """One row. A value that is not finite is written as null in the file, so that every line is strict JSON."""
@@ -50,8 +51,8 @@ class Tracker:
 
 
 @contextmanager
-def open_tracker(run_dir: Path, tensorboard: bool, resume_step: int):
-    """A `Tracker` whose files hold nothing later than `resume_step`, closed on the way out."""
+def open_tracker(run_dir: Path, tensorboard: bool, resume_step: int | None):
+    """A `Tracker` whose files hold nothing later than `resume_step` (None: nothing), closed on the way out."""
     tracker = Tracker(run_dir, tensorboard, resume_step)
     try:
         yield tracker
@@ -71,13 +72,18 @@ def read_metrics(run_dir: str | Path) -> list[dict]:
     return rows
 
 
-def _drop_rows_after(path: Path, step: int) -> None:
-    """Rows after the step a run resumes from will be written again."""
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file so that a process killed meanwhile leaves the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _drop_rows_after(path: Path, step: int | None) -> None:
+    """Rows after the step a run resumes from will be written again; without such a step, all of them."""
     if path.is_file():
-        rows = [row for row in read_metrics(path.parent) if row["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(temporary, path)
+        rows = [row for row in read_metrics(path.parent) if step is not None and row["step"] <= step]
+        replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 class Progress:

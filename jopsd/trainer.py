@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 
 from jopsd import checkpoint
 from jopsd.config import Config, ConfigError, to_yaml
+from jopsd.data.chat import template_honours_thinking
 from jopsd.data.loader import training_iterator
 from jopsd.evaluate import Estimate, evaluate
 from jopsd.mesh import put_rows
@@ -18,10 +20,20 @@ from jopsd.rollouts import batch_of, dump, rollout_metrics, sample_rollouts, sol
 from jopsd.sampling import Sampler, SamplingParams, make_sampler
 from jopsd.setup import Task, Weights, load_weights, make_run_mesh, make_task, step_options
 from jopsd.step import TrainState, make_update, student_policy
-from jopsd.tracking import Progress, curve, open_tracker, read_metrics, sparkline
+from jopsd.tracking import Progress, curve, open_tracker, read_metrics, replace_text, sparkline
 
 # Keys that may change between the start of a run and its continuation.
-FREE_KEYS = ("train.steps", "eval", "checkpoint", "log", "mesh", "output_dir", "sampling.backend")
+FREE_KEYS = (
+    "train.steps",
+    "train.on_nonfinite",
+    "optimizer.learning_rate",
+    "eval",
+    "checkpoint",
+    "log",
+    "mesh",
+    "output_dir",
+    "sampling.backend",
+)
 
 
 class TrainingError(RuntimeError):
@@ -39,22 +51,23 @@ def train(config: Config) -> dict:
     """
     started = time.monotonic()
     run_dir = Path(config.output_dir)
-    _check_same_run(config, run_dir)
+    changed = _changes(config, run_dir)
     mesh = make_run_mesh(config)
     task = make_task(config)
+    run_dir.mkdir(parents=True, exist_ok=True)
     progress = Progress(config.train.steps, 0)
     progress.say(header(config, task))
     with ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         weights = load_weights(config, mesh)
         manager = stack.enter_context(checkpoint.open_checkpoints(run_dir, config.checkpoint.keep))
-        state, meta = weights.state, {"data": None}
+        state, meta = weights.state, {"data": None, "counts": {}}
         if (resume := manager.latest_step()) is not None:
             state, meta = checkpoint.restore(manager, resume, state)
             progress = Progress(config.train.steps, resume)
-            progress.say(f"resuming {run_dir} after step {resume}")
-        (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        tracker = stack.enter_context(open_tracker(run_dir, config.log.tensorboard, resume or 0))
+            progress.say(_resuming(config, run_dir, resume, changed))
+        replace_text(run_dir / "config.yaml", to_yaml(config))
+        tracker = stack.enter_context(open_tracker(run_dir, config.log.tensorboard, resume))
         pool = stack.enter_context(MathPool(config.reward.workers, config.reward.seconds)) if config.reward else None
         sampler = None
         if config.eval is not None or config.method.trains_on == "rollouts":
@@ -62,7 +75,7 @@ def train(config: Config) -> dict:
         loop = _Loop(config, task, weights, mesh, manager, tracker, pool, sampler, progress)
         if resume is None:
             loop.evaluate(0, state)
-        loop.run(state, meta["data"])
+        loop.run(state, meta["data"], Counter(meta["counts"]))
     return _summarise(config, run_dir, resume or 0, time.monotonic() - started, progress)
 
 
@@ -74,12 +87,13 @@ class _Loop:
         self.manager, self.tracker, self.pool, self.sampler, self.progress = manager, tracker, pool, sampler, progress
         self.update = make_update(step_options(config), weights.optimizer, mesh, weights.state)
 
-    def run(self, state: TrainState, data_state: dict | None) -> None:
+    def run(self, state: TrainState, data_state: dict | None, earlier: Counter) -> None:
+        """Steps up to the last one. earlier: counts of the processes that this one continues."""
         config = self.config
         batches = training_iterator(self.task.train, config.train.batch_size, config.seed)
         if data_state is not None:
             batches.set_state(data_state)
-        skipped_updates = 0
+        skipped_updates = earlier["skipped_updates"]
         for step in range(int(state.step) + 1, config.train.steps + 1):
             begin = time.monotonic()
             rollouts = self.rollouts(step, next(batches), state)
@@ -87,16 +101,17 @@ class _Loop:
             batch = batch_of(rollouts, config.rows_per_step, config.train.pad_to, config.method.trains_on == "rollouts")
             state, metrics = self.update(state, self.weights.base, put_rows(batch, self.mesh))
             metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            skipped_updates += int(metrics.pop("nonfinite"))
+            nonfinite = bool(metrics.pop("nonfinite"))
+            skipped_updates += nonfinite
+            counts = {"skipped_updates": skipped_updates, "grading_timeouts": earlier["grading_timeouts"]}
+            if self.pool is not None:
+                counts["grading_timeouts"] += self.pool.stats["timeout"]
             metrics |= rollout_metrics(rollouts)
             metrics["learning_rate"] = float(self.weights.schedule(step - 1))
-            metrics["skipped_updates"] = skipped_updates
-            metrics |= {f"skipped_rows/{reason}": count for reason, count in self.task.skipped.items()}
-            if self.pool is not None:
-                metrics["grading_timeouts"] = self.pool.stats["timeout"]
+            metrics |= counts | {f"skipped_rows/{reason}": count for reason, count in self.task.skipped.items()}
             metrics |= _timing(begin, sampled, time.monotonic(), metrics["tokens"])
-            if skipped_updates and config.train.on_nonfinite == "error":
-                self.stop_on_nonfinite(step, state, metrics, batches)
+            if nonfinite and config.train.on_nonfinite == "error":
+                self.stop_on_nonfinite(step, state, metrics, batches, counts)
             if step % config.log.every == 0 or step == config.train.steps:
                 self.tracker.write(step, metrics)
                 self.progress.show(step, metrics)
@@ -106,7 +121,7 @@ class _Loop:
             if config.eval is not None and (last or step % config.eval.every == 0):
                 self.evaluate(step, state)
             if last or step % config.checkpoint.every == 0:
-                self.save(step, state, batches)
+                self.save(step, state, batches, counts)
 
     def rollouts(self, step: int, items, state: TrainState):
         config, task = self.config, self.task
@@ -152,19 +167,18 @@ class _Loop:
         self.tracker.write(step, metrics)
         self.progress.say(f"held-out accuracy after step {step}: {show(estimate)}")
 
-    def save(self, step: int, state: TrainState, batches) -> None:
-        checkpoint.save(
-            self.manager, step, state, {"data": batches.get_state(), "config": self.config.model_dump(mode="json")}
-        )
+    def save(self, step: int, state: TrainState, batches, counts: dict) -> None:
+        meta = {"data": batches.get_state(), "counts": counts}
+        checkpoint.save(self.manager, step, state, meta | {"config": self.config.model_dump(mode="json")})
 
-    def stop_on_nonfinite(self, step: int, state: TrainState, metrics: dict, batches) -> None:
+    def stop_on_nonfinite(self, step: int, state: TrainState, metrics: dict, batches, counts: dict) -> None:
         """The bad update was not applied, so the weights are worth keeping."""
         self.tracker.write(step, metrics)
-        self.save(step, state, batches)
+        self.save(step, state, batches, counts)
         raise TrainingError(
             f"step {step}: the loss or its gradient is not finite (loss {metrics['loss']}, gradient norm "
-            f"{metrics['grad_norm']}); that update was not applied and the weights are saved as step {step}; lower "
-            "optimizer.learning_rate, or set train.on_nonfinite: skip to go on and count such steps"
+            f"{metrics['grad_norm']}); that update was not applied and the weights are saved as step {step}; start "
+            "again with a lower optimizer.learning_rate, or with train.on_nonfinite: skip to count such steps and go on"
         )
 
 
@@ -194,13 +208,17 @@ def header(config: Config, task: Task) -> str:
     """What a reader wants to check before a long run: sizes, thinking modes, one rendered prompt of each view."""
     example = task.train[0].prompts
     lines = [
-        f"{config.method.name} on {config.data.source}: {len(task.train)} training and {len(task.held_out)} held-out problems",
+        f"{config.method.name} on {config.data.source}: {len(task.train)} training and {len(task.held_out)} held-out "
+        "problems",
         f"thinking: student {config.student.thinking}, teacher {config.teacher.thinking}, "
         f"eval {config.eval.thinking if config.eval else None}",
         f"temperatures: sampling {config.sampling.temperature}, loss {config.method.temperature}, "
         f"eval {config.eval.temperature if config.eval else None}",
         *(f"left out: {count} rows, {reason}" for reason, count in task.skipped.items()),
     ]
+    asked = [reading.thinking for reading in (config.student, config.teacher, config.eval) if reading is not None]
+    if any(thinking is not None for thinking in asked) and not template_honours_thinking(task.tokenizer):
+        lines.append("this model's chat template ignores the thinking flag: thinking keys change nothing")
     if config.sampling.top_p < 1 or config.sampling.top_k:
         lines.append("rollouts are drawn from a truncated distribution (top_p, top_k); log-probabilities are not")
     for view, ids in example.items():
@@ -220,23 +238,32 @@ def _timing(begin: float, sampled: float, end: float, tokens: float) -> dict[str
     }
 
 
-def _check_same_run(config: Config, run_dir: Path) -> None:
-    """A directory that holds another run's checkpoints is not continued by accident."""
+def _changes(config: Config, run_dir: Path) -> list[str]:
+    """Keys that differ from those of the run in this directory, as "key: old -> new".
+
+    Raises:
+      ConfigError: a key outside `FREE_KEYS` differs, so that another run would be continued by accident.
+    """
     saved = run_dir / "config.yaml"
     if not saved.is_file() or not checkpoint.checkpoint_dir(run_dir).is_dir():
-        return
+        return []
     old, new = (_flatten(tree) for tree in (yaml.safe_load(saved.read_text()), config.model_dump(mode="json")))
-    differing = [
-        key
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
-    ]
-    if differing:
-        key = differing[0]
+    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    fixed = [key for key in differing if not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)]
+    if fixed:
+        fixed.sort(key=lambda key: not key.endswith(".name"))  # another method explains the keys that follow from it
+        key, more = fixed[0], f" (and {len(fixed) - 1} more keys)" if fixed[1:] else ""
         raise ConfigError(
-            f"{run_dir} holds a run with another config: {key} was {old.get(key)!r}, now {new.get(key)!r}"
-            f"{f' (and {len(differing) - 1} more keys)' if differing[1:] else ''}; set another output_dir, or delete {run_dir}"
+            f"{run_dir} holds a run with another config: {key} was {old.get(key)!r}, now {new.get(key)!r}{more}; set "
+            f"another output_dir, or delete {run_dir}"
         )
+    return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in differing]
+
+
+def _resuming(config: Config, run_dir: Path, resume: int, changed: list[str]) -> str:
+    if resume >= config.train.steps:
+        return f"{run_dir} is already trained to step {resume}; to go on, raise train.steps (now {config.train.steps})"
+    return "\n".join([f"resuming {run_dir} after step {resume}", *(f"changed {change}" for change in changed)])
 
 
 def _flatten(tree, prefix: str = "") -> dict:
@@ -266,6 +293,6 @@ def _summarise(config: Config, run_dir: Path, resumed: int, seconds: float, prog
         progress.say(f"accuracy by evaluation {sparkline([row['eval/accuracy'] for row in evaluations])}")
         curve(rows, run_dir / "curve.png")
         progress.say(f"curve: {run_dir / 'curve.png'}")
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    replace_text(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     progress.say(f"summary: {run_dir / 'summary.json'} ({seconds:.0f} s)")
     return summary

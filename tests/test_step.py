@@ -10,7 +10,7 @@ from jopsd.batch import make_batch
 from jopsd.config import Optimizer
 from jopsd.losses import loss_from_logits
 from jopsd.mesh import make_mesh, put_rows
-from jopsd.methods import Eopd, Opsd, PwOpsd, Reopold, Sft
+from jopsd.methods import Eopd, Grpo, Opsd, PwOpsd, Reopold, Sft
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.lora import init_adapter
 from jopsd.models.sharding import tree_shardings
@@ -25,17 +25,6 @@ from jopsd.step import (
 )
 
 CFG = ModelConfig(64, 32, 2, 4, 2, 8, 64, tie_embeddings=True)
-METHODS = [
-    Opsd(alpha=0.0),
-    Opsd(alpha=0.5, entry_clip=0.05, reduction="sequence_mean"),
-    Opsd(alpha=1.0, loss="topk", top_k=5),
-    Opsd(loss="sampled"),
-    PwOpsd(alpha=1.0),
-    Eopd(entropy_threshold=2.0, top_k=7),
-    Reopold(mix=0.5),
-    Reopold(switch_step=0, keep=0.3),
-    Sft(),
-]
 
 
 class ScoredOpsd(Opsd):
@@ -46,6 +35,18 @@ class ScoredOpsd(Opsd):
     def weigh(self, scores, batch, step):
         weight = super().weigh(scores, batch, step)["weight"]
         return {"weight": weight * scores["student.entropy"] * jnp.exp(scores["solution.logprob"])}
+
+
+ONE_OF_EACH_KIND = [
+    Opsd(alpha=0.5, entry_clip=0.05, reduction="sequence_mean"),
+    Opsd(alpha=1.0, loss="topk", top_k=5),
+    Eopd(entropy_threshold=2.0, top_k=7),
+    Reopold(switch_step=0, keep=0.3),
+    Grpo(kl_coef=0.1, correction={}, reduction="sequence_sum"),
+    ScoredOpsd(),
+    Sft(),
+]
+METHODS = [*ONE_OF_EACH_KIND, Opsd(alpha=0.0), Opsd(loss="sampled"), PwOpsd(alpha=1.0), Reopold(mix=0.5)]
 
 
 def single_device_mesh():
@@ -68,7 +69,16 @@ def random_batch(rows=8, pad_to=8, spare=0, seed=0, order=None):
     completions = ids(1, 12)
     if order is not None:
         prompts, completions = {v: [p[i] for i in order] for v, p in prompts.items()}, [completions[i] for i in order]
-    return make_batch(prompts, completions, pad_to=pad_to, rows=rows + spare)
+    place = order or range(rows)
+    return make_batch(
+        prompts,
+        completions,
+        pad_to=pad_to,
+        rows=rows + spare,
+        sampler_logprobs=[[-4.0 - 0.1 * i] * len(c) for i, c in zip(place, completions, strict=True)],
+        rewards=[float(i % 3) for i in place],
+        groups=[i // 4 for i in place],
+    )
 
 
 def options(method, micro_batches=1, teacher="fixed", chunk=16):
@@ -96,7 +106,9 @@ def plain_loss_and_gradient(method, trainable, base, batch, teacher="fixed"):
     def loss(trainable):
         student = logits(student_policy(trainable, base), batch.views["student"])
         theirs = jax.lax.stop_gradient(teacher_policy(teacher, trainable, base))
-        teachers = {v: logits(theirs, batch.views[v]) for v in method.views}
+        teachers = {v: logits(theirs, batch.views[v]) for v in method.teacher_views}
+        if method.reads_frozen_weights:
+            teachers["reference"] = logits(teacher_policy("fixed", trainable, base), batch.views["student"])
         return loss_from_logits(method, student, teachers, batch)[0]
 
     return jax.jit(jax.value_and_grad(loss))(trainable)
@@ -111,7 +123,7 @@ def assert_close(ours, theirs, tolerance=2e-5):
     assert scale > 1e-4, "a gradient of zero would prove nothing"
 
 
-@pytest.mark.parametrize("method", [*METHODS, ScoredOpsd()], ids=repr)
+@pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_the_fused_step_equals_the_plain_definition(method):
     model, adapter = model_and_adapter()
     batch = random_batch()
@@ -119,11 +131,7 @@ def test_the_fused_step_equals_the_plain_definition(method):
     assert_close(ours, plain_loss_and_gradient(method, adapter, model, batch))
 
 
-@pytest.mark.parametrize(
-    "method",
-    [METHODS[1], METHODS[2], Eopd(entropy_threshold=2.0, top_k=7), Reopold(switch_step=0), ScoredOpsd(), Sft()],
-    ids=repr,
-)
+@pytest.mark.parametrize("method", ONE_OF_EACH_KIND, ids=repr)
 def test_loss_and_gradient_do_not_depend_on_micro_batch_padding_order_or_mesh(method):
     model, adapter = model_and_adapter()
     one, mesh = single_device_mesh(), make_mesh(2, 2, 2)
@@ -161,7 +169,7 @@ def test_an_empty_batch_gives_zero_loss_and_zero_gradient():
     model, adapter = model_and_adapter()
     batch = random_batch()
     empty = type(batch)(batch.targets, batch.mask * 0, batch.views, batch.sampler_logprobs, batch.reward, batch.group)
-    loss, gradient = fused(METHODS[1], single_device_mesh(), adapter, model, empty)
+    loss, gradient = fused(METHODS[0], single_device_mesh(), adapter, model, empty)
     assert float(loss) == 0.0
     assert float(optax.global_norm(gradient)) == 0.0
 

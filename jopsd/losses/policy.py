@@ -56,6 +56,23 @@ def clipped_surrogate(
     return loss
 
 
+def kl_estimate(logprobs: jax.Array, reference: jax.Array, kind: Literal["k1", "k2", "k3"]) -> jax.Array:
+    """Per-token estimate of KL(policy || reference) from a token the policy drew: [...], [...] -> [...].
+
+    With d = logprobs - reference: k1 = d, k2 = d^2 / 2, k3 = exp(-d) + d - 1. In k3, d is bounded to +-20 and
+    the result to 10. Differentiable in logprobs.
+    """
+    gap = logprobs - reference
+    if kind == "k1":
+        return gap
+    if kind == "k2":
+        return jnp.square(gap) / 2
+    if kind == "k3":
+        gap = jnp.clip(gap, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+        return jnp.minimum(jnp.exp(-gap) + gap - 1, 10.0)
+    raise ValueError(f"kind must be 'k1', 'k2' or 'k3', got {kind!r}")
+
+
 def rollout_weights(
     trainer_logprobs: jax.Array,
     sampler_logprobs: jax.Array,

@@ -32,7 +32,6 @@ class Reopold(Method):
     keep: Annotated[float, Field(ge=0, le=1)] = 0.2
     switch_step: Annotated[int, Field(ge=0)] = 50
 
-    views = ("solution",)
     scores = ("student.logprob", "student.entropy", "solution.logprob")
 
     def weigh(self, scores, batch, step):

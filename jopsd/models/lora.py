@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
+from jopsd.models.sharding import constrain
+
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -30,7 +32,8 @@ class Adapter:
         """What the adapter adds to projection `name` of h [...,in]: [...,out], or 0 if it is not a target."""
         if name not in self.a:
             return 0.0
-        return (h @ self.a[name].astype(h.dtype)) @ self.b[name].astype(h.dtype) * self.scale
+        a, b = (constrain(factor.astype(h.dtype), "factor") for factor in (self.a[name], self.b[name]))
+        return (h @ a) @ b * self.scale
 
 
 def init_adapter(

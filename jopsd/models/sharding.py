@@ -26,6 +26,9 @@ ACTIVATIONS = {
     "activation": P(BATCH, None, None),
     # The embedding table is gathered over fsdp before the lookup; otherwise XLA replicates the looked-up rows.
     "lookup": P("tensor", None),
+    # One layer's adapter factors are gathered before use. Left split, they make XLA's partitioner guess, and on a mesh
+    # with all three axes above 1 it guessed a decode step that was wrong.
+    "factor": P(None, None),
 }
 
 

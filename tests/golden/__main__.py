@@ -44,7 +44,7 @@ def read_cases(directory: Path) -> Iterator[tuple[str, str, dict, dict]]:
 
 
 def loss_and_gradient(case: Case) -> tuple[float, np.ndarray]:
-    batch = TrainBatch(targets=np.maximum(case.targets, 0), mask=case.mask.astype(np.float64))
+    batch = TrainBatch(targets=np.maximum(case.targets, 0), mask=case.mask.astype(np.float64), **(case.batch or {}))
 
     def loss(student_logits):
         return loss_from_logits(case.method, student_logits, case.teachers, batch, case.step)[0] * case.scale

@@ -1,0 +1,269 @@
+"""The config: every mistake is one error that names the dotted key, and every config resolves to one explicit YAML."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jopsd.config import Config, ConfigError, load_config, to_yaml, validate_config
+
+REPO = Path(__file__).resolve().parent.parent
+MINIMAL = {"output_dir": "out", "model": {"path": "m"}, "method": {"name": "opsd"}, "data": {"source": "d"}}
+EVAL = {"data": {"source": "held-out"}}
+
+
+def write(path: Path, tree: dict) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def minimal(tmp_path) -> Path:
+    return write(tmp_path / "minimal.yaml", MINIMAL)
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_config(path, overrides)
+    return str(error.value)
+
+
+# -------------------------------------------------------------------------------------------------------- bad values
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("sede=1", "unknown key `sede`; did you mean `seed`?"),
+        ("train.stpes=1", "unknown key `train.stpes`; did you mean `steps`?"),
+        ("method.alhpa=1", "unknown key `method.alhpa`; did you mean `alpha`?"),
+        ("context.instrction=x", "unknown key `context.instrction`; did you mean `instruction`?"),
+        ("eval.data.sourec=x", "unknown key `eval.data.sourec`; did you mean `source`?"),
+        ("lora.rnak=3", "unknown key `lora.rnak`; did you mean `rank`?"),
+        ("reward.secnds=3", "unknown key `reward.secnds`; did you mean `seconds`?"),
+        ("method.w_mni=1", "unknown key `method.w_mni`"),
+        ("mesh.zzz=1", "unknown key `mesh.zzz`; known: data, fsdp, tensor"),
+    ],
+)
+def test_an_unknown_key_anywhere_is_named_with_its_path_and_the_nearest_real_one(minimal, override, told):
+    assert told in refusal(minimal, override)
+
+
+def test_an_unknown_key_in_a_file_is_named_as_in_an_override_and_all_of_them_at_once(tmp_path):
+    tree = MINIMAL | {"data": {"source": "d", "limits": 3}, "optimizer": {"learning_rat": 1e-3}}
+    message = refusal(write(tmp_path / "c.yaml", tree))
+    assert str(tmp_path / "c.yaml") in message
+    assert "unknown key `data.limits`; did you mean `limit`?" in message
+    assert "unknown key `optimizer.learning_rat`; did you mean `learning_rate`?" in message
+
+
+def test_the_keys_of_one_method_are_unknown_to_another(minimal):
+    assert load_config(minimal, ["method.name=pwopsd", "method.w_min=0.5"]).method.w_min == 0.5
+    assert "unknown key `method.w_min`" in refusal(minimal, "method.w_min=0.5")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.steps=many", "`train.steps` = 'many': Input should be a valid integer"),
+        ("train.steps=2.5", "`train.steps` = 2.5"),
+        ("train.steps=true", "`train.steps` = True: a number is wanted"),
+        ("method.alpha=true", "`method.alpha` = True: a number is wanted"),
+        ("train.steps=0", "`train.steps` = 0: Input should be greater than or equal to 1"),
+        ("train=5", "`train` = 5"),
+        ("model.path=", "`model.path` = None: Input should be a valid string"),
+        ("output_dir=''", "`output_dir` = ''"),
+        ("optimizer.learning_rate=.inf", "`optimizer.learning_rate` = inf: Input should be a finite number"),
+        ("optimizer.learning_rate=.nan", "`optimizer.learning_rate` = nan"),
+        ("optimizer.b1=1", "`optimizer.b1` = 1: Input should be less than 1"),
+        ("method.temperature=.inf", "`method.temperature` = inf"),
+        ("method.alpha=2", "`method.alpha` = 2: Input should be less than or equal to 1"),
+        ("method.loss=fulll", "`method.loss` = 'fulll'"),
+        ("sampling.top_p=0", "`sampling.top_p` = 0: Input should be greater than 0"),
+        ("sampling.backend=vllm", "`sampling.backend` = 'vllm': Input should be 'jetstream' or 'loop'"),
+        ("teacher.kind=frozen", "`teacher.kind` = 'frozen': Input should be 'fixed' or 'live'"),
+        ("lora.targets=q", "`lora.targets` = 'q'"),
+        ("lora.targets=[]", "`lora.targets` = []"),
+        ("seed=-1", "`seed` = -1"),
+        ("seed=4294967296", "`seed` = 4294967296"),
+        ("context.student_template=hello", "`context.student_template`: the template must contain {problem}"),
+    ],
+)
+def test_a_value_of_the_wrong_type_or_out_of_range_is_named_with_its_key(minimal, override, told):
+    assert told in refusal(minimal, override)
+
+
+@pytest.mark.parametrize("override", ["method.name=opsdd", "method.name=", "method.name=3"])
+def test_an_unknown_method_is_refused_with_the_known_ones(minimal, override):
+    message = refusal(minimal, override)
+    for name in ("`method.name`", "opsd", "pwopsd", "sft"):
+        assert name in message
+
+
+def test_what_is_required_is_named(tmp_path):
+    message = refusal(write(tmp_path / "empty.yaml", {}))
+    assert all(f"`{key}` is required" in message for key in MINIMAL)
+    assert "`data.source` is required" in refusal(write(tmp_path / "c.yaml", MINIMAL | {"data": {}}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"method": {"name": "sft"}, "sampling": {"n": 2}},
+            "method sft does not sample, so sampling.n must be 1, got 2",
+        ),
+        (
+            {"train": {"batch_size": 6, "micro_batch_size": 4}},
+            "train.micro_batch_size 4 does not divide the 6",
+        ),
+        ({"sampling": {"temperature": 0}}, "sampling.temperature 0 is greedy"),
+        ({"reward": None, "eval": EVAL}, "eval grades completions, so it needs a reward"),
+        ({"method": {"name": "opsd", "loss": "topk"}}, "`method`: set top_k together with loss: topk"),
+        ({"method": {"name": "opsd", "loss": "sampled", "entry_clip": 0.1}}, "so remove entry_clip"),
+        ({"context": {"student_template": "{problem} {answer}"}}, "the student must not read {answer}"),
+    ],
+)
+def test_sections_that_contradict_each_other_are_refused_with_the_keys(tmp_path, changes, told):
+    assert told in refusal(write(tmp_path / "c.yaml", MINIMAL | changes))
+
+
+def test_micro_batches_are_counted_in_rollouts(tmp_path):
+    changes = {"train": {"batch_size": 3, "micro_batch_size": 4}, "sampling": {"n": 4}}
+    config = load_config(write(tmp_path / "c.yaml", MINIMAL | changes))
+    assert (config.rows_per_step, config.micro_rows) == (12, 4)
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    assert f"config file {tmp_path / 'no.yaml'} does not exist" in refusal(tmp_path / "no.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [1")
+    assert f"{bad} is not valid YAML" in refusal(bad)
+    bad.write_bytes(b"a: \xff\xfe")
+    assert f"{bad} is not valid YAML" in refusal(bad)
+    bad.write_text("- a\n- b")
+    assert f"{bad} must hold keys and values, not a list" in refusal(bad)
+
+
+def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 1\ntrain: {steps: 1, steps: 2}\n")
+    assert "'steps' is given twice" in refusal(path) and "line 2" in refusal(path)
+
+
+def test_extends_is_relative_to_the_file_and_merged_key_by_key_in_order(tmp_path):
+    write(tmp_path / "base/a.yaml", MINIMAL | {"train": {"steps": 1, "batch_size": 8}, "seed": 1})
+    write(tmp_path / "base/b.yaml", {"train": {"batch_size": 16}, "seed": 2})
+    child = {"extends": ["base/a.yaml", "base/b.yaml"], "train": {"pad_to": 32}, "optimizer": {"learning_rate": 1e-3}}
+    config = load_config(write(tmp_path / "child.yaml", child))
+    assert (config.train.steps, config.train.batch_size, config.train.pad_to) == (1, 16, 32)
+    assert (config.seed, config.optimizer.learning_rate) == (2, 1e-3)
+    grandchild = write(tmp_path / "deep/er/c.yaml", {"extends": "../../child.yaml", "seed": 3})
+    assert load_config(grandchild) == config.model_copy(update={"seed": 3})
+
+
+@pytest.mark.parametrize("extends", [5, [5], {"a": "b"}])
+def test_extends_that_is_no_path_is_refused(tmp_path, extends):
+    assert "`extends` must be a path or a list of paths" in refusal(write(tmp_path / "c.yaml", {"extends": extends}))
+
+
+def test_a_missing_parent_is_named_with_the_file_that_wants_it(tmp_path):
+    child = write(tmp_path / "child.yaml", {"extends": "gone.yaml"})
+    message = refusal(child)
+    assert f"{tmp_path / 'gone.yaml'} does not exist (named by `extends` in {child})" in message
+
+
+def test_a_circle_of_extends_is_shown(tmp_path):
+    write(tmp_path / "a.yaml", {"extends": "b.yaml"})
+    write(tmp_path / "b.yaml", {"extends": "./a.yaml"})
+    assert "a.yaml -> b.yaml -> a.yaml" in refusal(tmp_path / "a.yaml")
+    write(tmp_path / "self.yaml", {"extends": "self.yaml"})
+    assert "self.yaml -> self.yaml" in refusal(tmp_path / "self.yaml")
+
+
+def test_one_parent_reached_by_two_ways_is_no_circle(tmp_path):
+    write(tmp_path / "a.yaml", MINIMAL)
+    for name in "bc":
+        write(tmp_path / f"{name}.yaml", {"extends": "a.yaml"})
+    assert load_config(write(tmp_path / "d.yaml", {"extends": ["b.yaml", "c.yaml"]})).seed == 0
+
+
+def test_a_method_of_another_name_replaces_the_mapping_and_of_the_same_name_adds_to_it(tmp_path):
+    write(tmp_path / "base.yaml", MINIMAL | {"method": {"name": "opsd", "alpha": 0.5, "entry_clip": 0.05}})
+    same = load_config(write(tmp_path / "a.yaml", {"extends": "base.yaml", "method": {"name": "opsd", "alpha": 1}}))
+    assert (same.method.alpha, same.method.entry_clip) == (1.0, 0.05)
+    other = load_config(write(tmp_path / "b.yaml", {"extends": "base.yaml", "method": {"name": "sft"}}))
+    assert other.method.name == "sft", "alpha and entry_clip would be unknown keys of sft"
+    nameless = load_config(write(tmp_path / "c.yaml", {"extends": "base.yaml", "method": {"alpha": 0}}))
+    assert (nameless.method.alpha, nameless.method.entry_clip) == (0.0, 0.05)
+    assert load_config(tmp_path / "base.yaml", ["method.name=pwopsd"]).method.entry_clip is None
+
+
+# --------------------------------------------------------------------------------------------------------- overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("optimizer.learning_rate=1e-3", 1e-3),
+        ("optimizer.learning_rate=2.5E-4", 2.5e-4),
+        ("optimizer.clip_norm=null", None),
+        ("lora.targets=[q, v]", ("q", "v")),
+        ("context.instruction='a: b, c=d {x}'", "a: b, c=d {x}"),
+        ("context.instruction=[unclosed", "[unclosed"),
+        ("eval.data.source=sums:test", "sums:test"),
+        ("train.micro_batch_size=4", 4),
+        ("student.thinking=false", False),
+    ],
+)
+def test_an_override_is_read_as_yaml_with_plain_exponents(minimal, override, value):
+    config = load_config(minimal, [override])
+    for key in override.partition("=")[0].split("."):
+        config = getattr(config, key)
+    assert config == value and type(config) is type(value)
+
+
+def test_an_exponent_in_a_file_is_a_number_too(tmp_path):
+    path = write(tmp_path / "c.yaml", MINIMAL)
+    path.write_text(path.read_text() + "optimizer: {learning_rate: 1e-3, eps: 1e-08}\n")
+    assert load_config(path).optimizer.learning_rate == 1e-3
+
+
+def test_overrides_apply_in_order_and_may_drop_a_section(tmp_path):
+    path = write(tmp_path / "c.yaml", MINIMAL | {"lora": {"rank": 4}, "eval": EVAL})
+    assert load_config(path, ["seed=1", "seed=2"]).seed == 2
+    config = load_config(path, ["lora=null", "eval=null"])
+    assert config.lora is None and config.eval is None
+
+
+@pytest.mark.parametrize("override", ["train.steps", "=3", "", " = 3"])
+def test_an_override_that_is_not_key_value_is_refused(minimal, override):
+    assert f"override {override!r} must look like section.key=value" in refusal(minimal, override)
+
+
+# ------------------------------------------------------------------------------------------------------ resolved YAML
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "configs").glob("**/*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_survives_a_round_trip_through_its_resolved_yaml(tmp_path, path):
+    try:
+        config = load_config(path)
+    except ConfigError as error:
+        if "is required" not in str(error):
+            raise
+        pytest.skip("a piece that other configs extend")
+    (tmp_path / "resolved.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(tmp_path / "resolved.yaml") == config
+
+
+def test_the_resolved_yaml_names_every_key_and_keeps_odd_values():
+    odd = {"context": {"instruction": "π: {x}\n- #"}, "optimizer": {"learning_rate": 5e-6, "eps": 1e-30}, "lora": {}}
+    config = validate_config(MINIMAL | odd, "here")
+    tree = yaml.safe_load(to_yaml(config))
+    assert tree.keys() == Config.model_fields.keys()
+    assert tree["lora"]["rank"] == 64 and tree["optimizer"]["eps"] == 1e-30
+    assert validate_config(tree, "again") == config

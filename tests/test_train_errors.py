@@ -1,0 +1,171 @@
+"""Bad input to `python -m jopsd.train`: one clear error that names the fix, exit code 1, nothing compiled."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+
+from jopsd.setup import BUILTIN
+from jopsd.train import main
+from tests.runs import write_config, write_rows
+
+GOOD = {"problem": "1+2", "solution": "1+2=3\n\\boxed{3}", "answer": "3"}
+
+
+@pytest.fixture
+def compilations():
+    """Names of the functions XLA compiled during the test, as jax itself reports them."""
+    compiled = []
+
+    def note(event, seconds, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(details)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield compiled
+    jax.monitoring.unregister_event_duration_listener(note)
+
+
+@pytest.fixture
+def refuse(tmp_path, capsys, compilations):
+    """Runs a config that must be refused and returns the error."""
+
+    def run(*overrides: str, **changes) -> str:
+        changes = {"train": {"batch_size": 8}} | changes
+        config = write_config(tmp_path, **changes)
+        assert main(["--config", str(config), *overrides]) == 1
+        assert not compilations, "refused, but only after something was compiled"
+        printed = capsys.readouterr().err
+        assert printed.count("error: ") == 1 and "Traceback" not in printed
+        return printed.partition("error: ")[2].strip()
+
+    return run
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """A copy of the model that ships with the package, to spoil."""
+    return Path(shutil.copytree(BUILTIN["builtin:sums"], tmp_path / "model"))
+
+
+def edit(path: Path, **changes) -> None:
+    """Sets keys of a JSON file; a value of `...` removes one."""
+    tree = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in tree.items() if value is not ...}))
+
+
+def test_an_unknown_key_or_a_wrong_type_is_refused_with_the_dotted_key(refuse):
+    assert "unknown key `train.stpes`; did you mean `steps`?" in refuse("train.stpes=3")
+    assert "`train.steps` = 'many'" in refuse("train.steps=many")
+
+
+def test_a_missing_model_directory_is_refused_with_the_way_to_get_one(refuse):
+    message = refuse("model.path=no/such/model")
+    assert "model.path 'no/such/model' is not a directory" in message and "hf download" in message
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_with_the_ones_we_know(refuse, model):
+    edit(model / "config.json", architectures=["MambaForCausalLM"], model_type="mamba")
+    message = refuse(model={"path": str(model)})
+    assert "MambaForCausalLM" in message and "Qwen3ForCausalLM" in message and str(model / "config.json") in message
+
+
+def test_a_directory_without_config_tokenizer_or_weights_is_refused_with_the_file(refuse, model):
+    (model / "model.safetensors").unlink()
+    assert "model.safetensors" in refuse(model={"path": str(model)})
+    (model / "tokenizer.json").unlink()
+    assert f"no tokenizer in {model}" in refuse(model={"path": str(model)})
+    (model / "config.json").unlink()
+    assert "config.json" in refuse(model={"path": str(model)})
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused_with_the_fix(refuse, model):
+    edit(model / "tokenizer_config.json", chat_template=...)
+    message = refuse(model={"path": str(model)})
+    assert "has no chat template" in message and "instruct model" in message
+
+
+def test_a_tokenizer_of_another_model_is_refused_with_the_token_outside_the_vocabulary(refuse, model):
+    tree = json.loads((model / "tokenizer.json").read_text())
+    vocabulary = tree["model"]["vocab"]
+    vocabulary["+"] = 128 + max(vocabulary.values())
+    (model / "tokenizer.json").write_text(json.dumps(tree))
+    message = refuse(model={"path": str(model)})
+    assert f"token {vocabulary['+']} ('+')" in message and "vocabulary of 128" in message
+
+
+def test_a_stop_token_outside_the_vocabulary_is_refused(refuse, model):
+    edit(model / "generation_config.json", eos_token_id=[2, 4000])
+    assert "token 4000" in refuse(model={"path": str(model)})
+
+
+def test_lora_targets_that_the_model_lacks_are_refused_with_those_it_has(tmp_path, capsys):
+    config = write_config(tmp_path, train={"batch_size": 8}, lora={"targets": ["q", "q_proj"]})
+    assert main(["--config", str(config)]) == 1
+    assert "['q_proj'] are not projections of this model: ['down', 'gate'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("field", ["problem", "solution", "answer"])
+@pytest.mark.parametrize("lack", ["absent", "empty"])
+def test_a_row_without_a_needed_field_is_refused_with_its_number_and_field(refuse, tmp_path, field, lack):
+    bad = {**GOOD, "solution": "1+2=3"}  # no box, from which the answer would be taken
+    bad = {**bad, field: ""} if lack == "empty" else {k: v for k, v in bad.items() if k != field}
+    source = write_rows(tmp_path / "rows.jsonl", [GOOD, GOOD, bad, GOOD])
+    message = refuse(data={"source": str(source)})
+    assert f"{source}, row 2 (counted from 0), field '{field}'" in message
+
+
+def test_an_evaluation_row_without_an_answer_is_refused_with_its_number(refuse, tmp_path):
+    source = write_rows(tmp_path / "rows.jsonl", [GOOD, {"problem": "1+2"}])
+    message = refuse(eval={"data": {"source": str(source)}})
+    assert f"{source}, row 1 (counted from 0), field 'answer'" in message
+
+
+def test_missing_broken_and_empty_data_are_refused_with_file_and_line(refuse, tmp_path):
+    assert "no/such.jsonl" in refuse("data.source=no/such.jsonl")
+    source = tmp_path / "rows.jsonl"
+    source.write_text(json.dumps(GOOD) + "\n{broken\n")
+    assert f"{source}, line 2: broken JSON" in refuse(data={"source": str(source)})
+    source.write_text("")
+    assert f"no usable row in {source}" in refuse(data={"source": str(source)})
+    source.write_text(json.dumps(GOOD) + "\n")
+    assert "data.columns has no field 'probelm'" in refuse(data={"source": str(source), "columns": {"probelm": "x"}})
+    message = refuse(data={"source": str(source), "columns": {"solution": "proof"}})
+    assert "row 0 (counted from 0), field 'solution': column 'proof' is missing" in message
+
+
+def test_a_prompt_over_the_limit_is_refused_with_the_problem_and_its_length(refuse, tmp_path):
+    long = {**GOOD, "solution": "1+2=3\n" * 30 + "\\boxed{3}"}
+    source = write_rows(tmp_path / "rows.jsonl", [GOOD, long])
+    message = refuse(data={"source": str(source), "max_prompt_tokens": 100})
+    assert f"{source}, problem 1 (id 1): its solution prompt has " in message
+    assert "over data.max_prompt_tokens 100" in message and "data.on_long_prompt: skip" in message
+
+
+def test_nothing_left_after_skipping_is_refused_with_the_counts(refuse, tmp_path):
+    source = write_rows(tmp_path / "rows.jsonl", [GOOD, GOOD])
+    message = refuse(data={"source": str(source), "max_prompt_tokens": 5, "on_long_prompt": "skip"})
+    assert "no problem is left" in message and "over 5 tokens': 2" in message
+
+
+def test_a_mesh_or_batch_that_does_not_fit_the_devices_is_refused_with_the_keys(refuse):
+    assert "does not fit 8 devices" in refuse("mesh.data=3")
+    assert "mesh sizes must be positive" in refuse("mesh.fsdp=0")
+    message = refuse("train.micro_batch_size=4")
+    assert "4 rollouts per micro-batch do not split over 8 devices" in message and "train.micro_batch_size" in message
+
+
+def test_a_directory_of_another_run_is_refused_and_left_as_it_is(refuse, tmp_path):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    saved = tmp_path / "run/config.yaml"
+    saved.write_text("seed: 7\n")
+    message = refuse()
+    assert "holds a run with another config" in message and "set another output_dir" in message
+    assert saved.read_text() == "seed: 7\n"
+
+
+def test_an_output_directory_that_cannot_be_written_is_refused(refuse, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert str(tmp_path / "file") in refuse(output_dir=str(tmp_path / "file" / "run"))
