@@ -64,6 +64,7 @@ def train(config: Config) -> dict:
         state, meta = weights.state, {"data": None, "counts": {}}
         if (resume := manager.latest_step()) is not None:
             state, meta = checkpoint.restore(manager, resume, state)
+            weights = weights._replace(state=state)  # the fresh one would stay in memory beside it
             progress = Progress(config.train.steps, resume)
             progress.say(_resuming(config, run_dir, resume, changed))
         replace_text(run_dir / "config.yaml", to_yaml(config))
@@ -95,21 +96,15 @@ class _Loop:
             batches.set_state(data_state)
         skipped_updates = earlier["skipped_updates"]
         for step in range(int(state.step) + 1, config.train.steps + 1):
-            begin = time.monotonic()
-            rollouts = self.rollouts(step, next(batches), state)
-            sampled = time.monotonic()
-            batch = batch_of(rollouts, config.rows_per_step, config.train.pad_to, config.method.trains_on == "rollouts")
-            state, metrics = self.update(state, self.weights.base, put_rows(batch, self.mesh))
-            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            state, rollouts, metrics = self.step(step, next(batches), state)
             nonfinite = bool(metrics.pop("nonfinite"))
             skipped_updates += nonfinite
-            counts = {"skipped_updates": skipped_updates, "grading_timeouts": earlier["grading_timeouts"]}
-            if self.pool is not None:
-                counts["grading_timeouts"] += self.pool.stats["timeout"]
-            metrics |= rollout_metrics(rollouts)
-            metrics["learning_rate"] = float(self.weights.schedule(step - 1))
+            timeouts = self.pool.stats["timeout"] if self.pool is not None else 0
+            counts = {
+                "skipped_updates": skipped_updates,
+                "grading_timeouts": earlier["grading_timeouts"] + timeouts,
+            }
             metrics |= counts | {f"skipped_rows/{reason}": count for reason, count in self.task.skipped.items()}
-            metrics |= _timing(begin, sampled, time.monotonic(), metrics["tokens"])
             if nonfinite and config.train.on_nonfinite == "error":
                 self.stop_on_nonfinite(step, state, metrics, batches, counts)
             if step % config.log.every == 0 or step == config.train.steps:
@@ -122,6 +117,18 @@ class _Loop:
                 self.evaluate(step, state)
             if last or step % config.checkpoint.every == 0:
                 self.save(step, state, batches, counts)
+
+    def step(self, step: int, items, state: TrainState):
+        """Samples, grades and updates once: (state, rollouts, metrics)."""
+        config = self.config
+        begin = time.monotonic()
+        rollouts = self.rollouts(step, items, state)
+        sampled = time.monotonic()
+        batch = batch_of(rollouts, config.rows_per_step, config.train.pad_to, config.method.trains_on == "rollouts")
+        state, metrics = self.update(state, self.weights.base, put_rows(batch, self.mesh))
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        metrics |= rollout_metrics(rollouts) | {"learning_rate": float(self.weights.schedule(step - 1))}
+        return state, rollouts, metrics | _timing(begin, sampled, time.monotonic(), metrics["tokens"])
 
     def rollouts(self, step: int, items, state: TrainState):
         config, task = self.config, self.task
