@@ -89,15 +89,20 @@ class Data(Section):
     max_prompt_tokens: PositiveInt = 2048
 
 
-class Sampling(Section):
-    """Rollouts. n: completions per prompt. slots: rows decoded together. chunk: decode steps per host round trip."""
+class Drawing(Section):
+    """How completions are drawn. temperature 0 is greedy; top_p 1 and top_k 0 keep every token."""
 
-    backend: Literal["jetstream", "loop"] = "jetstream"
-    n: PositiveInt = 1
     max_new_tokens: PositiveInt = 1024
     temperature: Temperature = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
+
+
+class Sampling(Drawing):
+    """Rollouts. n: completions per prompt. slots: rows decoded together. chunk: decode steps per host round trip."""
+
+    backend: Literal["jetstream", "loop"] = "jetstream"
+    n: PositiveInt = 1
     slots: PositiveInt = 32
     chunk: PositiveInt = 16
 
@@ -138,16 +143,12 @@ class Train(Section):
     on_nonfinite: Literal["error", "skip"] = "error"
 
 
-class Evaluation(Reading):
+class Evaluation(Reading, Drawing):
     """Held-out accuracy during training. every: steps between evaluations; the first and last are always done."""
 
     data: Data
     every: PositiveInt = 25
     samples: PositiveInt = 1
-    max_new_tokens: PositiveInt = 1024
-    temperature: Temperature = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
     seed: Seed = 0
 
 
