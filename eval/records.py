@@ -6,11 +6,12 @@ generations.jsonl   one JSON object per sample, in the order in which they finis
 
 import fcntl
 import json
-import os
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+from jopsd.tracking import replace_text
 
 SETTINGS, GENERATIONS = "settings.json", "generations.jsonl"
 
@@ -91,9 +92,7 @@ def claim(folder: Path, settings: Mapping) -> None:
 
 def write_json(path: Path, value) -> None:
     """Replaces a file at once."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _parse(text: bytes, path: Path) -> dict[tuple[int, int], Record]:
