@@ -292,6 +292,11 @@ def _summarise(config: Config, run_dir: Path, resumed: int, seconds: float, prog
         "resumed_after_step": resumed,
         "seed": config.seed,
     }
+    path = run_dir / "summary.json"
+    if resumed >= config.train.steps and path.is_file():
+        # Nothing was trained this time, so the times of the process that did stay.
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        summary |= {key: earlier[key] for key in ("seconds", "resumed_after_step") if key in earlier}
     if evaluations:
         for name, row in (("base", evaluations[0]), ("final", evaluations[-1])):
             summary[f"{name}_accuracy"] = row["eval/accuracy"]
@@ -300,6 +305,6 @@ def _summarise(config: Config, run_dir: Path, resumed: int, seconds: float, prog
         progress.say(f"accuracy by evaluation {sparkline([row['eval/accuracy'] for row in evaluations])}")
         curve(rows, run_dir / "curve.png")
         progress.say(f"curve: {run_dir / 'curve.png'}")
-    replace_text(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
-    progress.say(f"summary: {run_dir / 'summary.json'} ({seconds:.0f} s)")
+    replace_text(path, json.dumps(summary, indent=2) + "\n")
+    progress.say(f"summary: {path} ({summary['seconds']:.0f} s)")
     return summary

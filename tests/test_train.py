@@ -278,8 +278,9 @@ def test_a_finished_run_says_so_a_longer_one_goes_on_and_another_method_is_refus
     short = {"train": {"steps": 1}, "eval": {"every": 9}}
     config, run_dir = write_config(tmp_path, **short), tmp_path / "run"
     run(config, env)
-    before = rows(run_dir)
+    before, summary = rows(run_dir), (run_dir / "summary.json").read_text()
     text = run(config, env)
+    assert (run_dir / "summary.json").read_text() == summary
     assert f"{run_dir} is already trained to step 1; to go on, raise train.steps" in text
     assert rows(run_dir) == before
 
