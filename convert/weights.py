@@ -8,13 +8,21 @@ import os
 import shutil
 from pathlib import Path
 
-import jax
 import orbax.checkpoint as ocp
 
+from jopsd.checkpoint import first_line
 from jopsd.mesh import make_mesh
 from jopsd.models.decoder import Decoder
-from jopsd.models.hf import CONFIG, abstract_decoder, copy_companions, load_pretrained, read_config, save_pretrained
-from jopsd.models.sharding import tree_shardings
+from jopsd.models.hf import (
+    CONFIG,
+    abstract_decoder,
+    copy_companions,
+    load_pretrained,
+    read_config,
+    require_free,
+    save_pretrained,
+)
+from jopsd.models.sharding import sharded_shapes
 from jopsd.setup import restore_policy
 
 MODEL = "model"
@@ -70,22 +78,13 @@ def run_to_hf(run_dir: Path, step: int | None, output: Path, dtype: str | None, 
     return f"step {run.step} of {run_dir}, {kind}, in {dtype}"
 
 
-def require_free(output: Path) -> None:
-    """Refuses to overwrite, before anything is loaded."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists and is not an empty directory: remove it or choose another")
-
-
 def _load_flax(directory: Path) -> Decoder:
     shapes = abstract_decoder(read_config(directory))
-    like = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        tree_shardings(shapes, make_mesh()),
-    )
+    like = sharded_shapes(shapes, make_mesh())
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(directory.resolve() / MODEL, like)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ValueError(f"{directory / MODEL} does not hold the model of its config.json: {reason}") from error
+        raise ValueError(
+            f"{directory / MODEL} does not hold the model of its config.json: {first_line(error)}"
+        ) from error

@@ -14,13 +14,13 @@ from eval.records import Record, open_records, write_json
 from eval.report import results
 from jopsd.checkpoint import find_step, parse_run
 from jopsd.config import Reading, load_config
-from jopsd.contexts import CONTEXTS, ContextConfig
-from jopsd.data.chat import render, require_chat_template, template_honours_thinking
+from jopsd.contexts import ContextConfig
+from jopsd.data.chat import require_chat_template, template_honours_thinking
 from jopsd.data.datasets import load_problems
 from jopsd.data.problem import RowError
 from jopsd.mesh import make_mesh
 from jopsd.models.hf import eos_ids, load_pretrained, load_tokenizer, read_config
-from jopsd.prompts import Item
+from jopsd.prompts import Item, student_prompt
 from jopsd.rewards.pool import MathPool
 from jopsd.rollouts import request_seed
 from jopsd.sampling import Completion, Policy, Request, Sampler, SamplingParams, make_sampler
@@ -177,18 +177,7 @@ def load_items(options: Options, subject: Subject, tokenizer) -> list[Item]:
             f"present: {', '.join(error.columns)}; fix: --column {error.field}=NAME for the column that holds it, or "
             "repair the row"
         ) from None
-    messages, reading = CONTEXTS[subject.context.name].student_messages, subject.reading
-    return [
-        Item(
-            problem,
-            {
-                "student": render(
-                    tokenizer, messages(subject.context, problem), reading.thinking, close_think=reading.close_think
-                )
-            },
-        )
-        for problem in problems
-    ]
+    return [Item(p, student_prompt(subject.context, tokenizer, p, subject.reading)) for p in problems]
 
 
 def describe(options: Options, subject: Subject, items: Sequence[Item]) -> dict:

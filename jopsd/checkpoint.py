@@ -46,7 +46,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict) -> N
         complete = [s for s in manager.all_steps() if s != step]
         left = f"the checkpoint of step {max(complete)} is intact" if complete else "there is no earlier checkpoint"
         raise CheckpointError(
-            f"could not save step {step} to {manager.directory}: {_first_line(error)}; {left}; free space or set "
+            f"could not save step {step} to {manager.directory}: {first_line(error)}; {left}; free space or set "
             "output_dir to another disk, then start again to resume"
         ) from error
 
@@ -64,7 +64,7 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any) -> tuple[Any, 
         )
     except Exception as error:
         raise CheckpointError(
-            f"checkpoint {step} in {manager.directory} cannot be restored: {_first_line(error)}; it was made with "
+            f"checkpoint {step} in {manager.directory} cannot be restored: {first_line(error)}; it was made with "
             "another model or method, or is damaged: use another output_dir, or delete that step"
         ) from error
     return loaded[STATE], loaded[META]
@@ -109,7 +109,7 @@ def restore_trainable(run_dir: str | Path, step: int, like: Any) -> Any:
             loaded = manager.restore(step, args=ocp.args.Composite(state=args))
         except Exception as error:
             raise CheckpointError(
-                f"checkpoint {step} in {manager.directory} cannot be restored: {_first_line(error)}; it was made with "
+                f"checkpoint {step} in {manager.directory} cannot be restored: {first_line(error)}; it was made with "
                 "another model or adapter than the run's config.yaml names, or is damaged"
             ) from error
     found = traverse_util.flatten_dict(loaded[STATE]["trainable"])
@@ -121,12 +121,8 @@ def _keys(path) -> tuple[str, ...]:
     return tuple(str(getattr(part, "name", None) or getattr(part, "key", None)) for part in path)
 
 
-def read_meta(manager: ocp.CheckpointManager, step: int) -> dict:
-    """The metadata of a step alone."""
-    return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[META]
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What went wrong, without the traceback that storage libraries put into their messages."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     # Errors of the storage layer are long paths, with the reason at the end.
     return line if len(line) <= 300 else f"{line[:80]} ... {line[-200:]}"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jopsd.config import Config, Data, Reading
-from jopsd.contexts import CONTEXTS
+from jopsd.contexts import CONTEXTS, ContextConfig
 from jopsd.data.chat import render
 from jopsd.data.problem import Problem
 
@@ -31,19 +31,20 @@ def required_fields(config: Config) -> tuple[str, ...]:
 
 def training_prompts(config: Config, tokenizer, problem: Problem) -> dict[str, list[int]]:
     """Prompt ids of every view of one problem."""
-    context = CONTEXTS[config.context.name]
-    read = lambda messages, how: render(tokenizer, messages, how.thinking, close_think=how.close_think)  # noqa: E731
-    prompts = {"student": read(context.student_messages(config.context, problem), config.student)}
+    prompts = student_prompt(config.context, tokenizer, problem, config.student)
     if config.method.teacher_views:
-        messages = context.teacher_messages(config.context, problem)
-        prompts |= {view: read(messages[view], config.teacher) for view in config.method.teacher_views}
+        messages = CONTEXTS[config.context.name].teacher_messages(config.context, problem)
+        prompts |= {view: _read(tokenizer, messages[view], config.teacher) for view in config.method.teacher_views}
     return prompts
 
 
-def evaluation_prompts(config: Config, tokenizer, problem: Problem, reading: Reading) -> dict[str, list[int]]:
-    """The student's prompt as an evaluation reads it."""
-    messages = CONTEXTS[config.context.name].student_messages(config.context, problem)
-    return {"student": render(tokenizer, messages, reading.thinking, close_think=reading.close_think)}
+def student_prompt(context: ContextConfig, tokenizer, problem: Problem, reading: Reading) -> dict[str, list[int]]:
+    """Prompt ids of the student's view alone, as training or an evaluation reads it."""
+    return {"student": _read(tokenizer, CONTEXTS[context.name].student_messages(context, problem), reading)}
+
+
+def _read(tokenizer, messages, reading: Reading) -> list[int]:
+    return render(tokenizer, messages, reading.thinking, close_think=reading.close_think)
 
 
 def make_items(problems: Sequence[Problem], data: Data, prompts_of) -> tuple[list[Item], Counter]:

@@ -19,7 +19,7 @@ class Rollout:
     """One completion of one problem.
 
     Attributes:
-      prompts: token ids by view. completion_ids: int32 [T], stop token included.
+      item: the problem and its prompts. completion_ids: int32 [T], stop token included.
       sampler_logprobs: float32 [T], full softmax at the sampling temperature.
       finish: "eos" or "length". text: the completion without special tokens. score: None without a reward.
       group: index of the problem within its batch. policy_version: weights that drew it.
@@ -107,7 +107,7 @@ def solution_rollouts(items: Sequence[Item], tokenizer, eos_id: int, tokens: str
 def batch_of(rollouts: Sequence[Rollout], rows: int, pad_to: int, sampled: bool) -> TrainBatch:
     """The arrays of one optimiser step. sampled: the rollouts carry log-probabilities of a sampler."""
     views = rollouts[0].item.prompts
-    batch = make_batch(
+    return make_batch(
         {view: [r.item.prompts[view] for r in rollouts] for view in views},
         [r.completion_ids for r in rollouts],
         pad_to=pad_to,
@@ -116,7 +116,6 @@ def batch_of(rollouts: Sequence[Rollout], rows: int, pad_to: int, sampled: bool)
         rewards=[r.score.reward if r.score else 0.0 for r in rollouts],
         groups=[r.group for r in rollouts],
     )
-    return batch
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -17,8 +17,8 @@ from jopsd.mesh import make_mesh, token_shards
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.hf import abstract_decoder, eos_ids, load_pretrained, load_tokenizer, read_config
 from jopsd.models.lora import Adapter, init_adapter
-from jopsd.models.sharding import tree_shardings
-from jopsd.prompts import Item, evaluation_prompts, make_items, required_fields, training_prompts
+from jopsd.models.sharding import sharded_shapes, tree_shardings
+from jopsd.prompts import Item, make_items, required_fields, student_prompt, training_prompts
 from jopsd.sampling import Policy
 from jopsd.step import StepOptions, TrainState, init_state, make_optimizer, student_policy
 
@@ -99,7 +99,7 @@ def make_task(config: Config) -> Task:
     train = items(config.data, "data", required_fields(config), lambda p: training_prompts(config, tokenizer, p))
     held_out = []
     if config.eval is not None:
-        prompts_of = lambda p: evaluation_prompts(config, tokenizer, p, config.eval)  # noqa: E731
+        prompts_of = lambda p: student_prompt(config.context, tokenizer, p, config.eval)  # noqa: E731
         held_out = items(config.eval.data, "eval.data", ("problem", "answer"), prompts_of)
     _check_vocabulary(directory, vocab_size, tokenizer, stop_ids, train + held_out)
     return Task(tokenizer, stop_ids, train, held_out, skipped)
@@ -196,12 +196,7 @@ def restore_policy(
     cfg = _model_config(config, directory)
     mesh = make_mesh() if mesh is None else mesh
     shapes = jax.eval_shape(_make_adapter(config, cfg)) if config.lora else abstract_decoder(cfg)
-    like = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        tree_shardings(shapes, mesh),
-    )
-    trainable = checkpoint.restore_trainable(run_dir, step, like)
+    trainable = checkpoint.restore_trainable(run_dir, step, sharded_shapes(shapes, mesh))
     base = load_pretrained(directory, cfg, mesh) if config.lora else None
     return Restored(config, step, directory, cfg, student_policy(trainable, base))
 

@@ -32,7 +32,7 @@ from jopsd.models.safetensors_files import (
     stored_tensors,
     write_safetensors,
 )
-from jopsd.models.sharding import leaf_spec
+from jopsd.models.sharding import leaf_spec, path_names
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -53,8 +53,7 @@ _RUNTIME_FIELDS = ("dtype", "param_dtype", "remat", "attention")
 
 
 def _leaf_name(path) -> str:
-    names = [getattr(part, "name", None) or getattr(part, "key", None) for part in path]
-    return ".".join(str(name) for name in names if name is not None and name != "value")
+    return ".".join(path_names(path))
 
 
 def _leaves(tree) -> dict[str, jax.Array]:
@@ -224,6 +223,12 @@ def _write_companions(folder: Path, raw: dict, source: Path | None, dtype: str) 
     _write_json(folder / CONFIG, raw | dict.fromkeys(keys, dtype))
 
 
+def require_free(directory: Path) -> None:
+    """Raises FileExistsError for a target that is anything but absent or an empty directory."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise FileExistsError(f"{directory} exists and is not an empty directory: remove it or choose another")
+
+
 def save_pretrained(
     model: Decoder,
     directory: str | Path,
@@ -250,8 +255,7 @@ def save_pretrained(
       ValueError: `source` describes another model, or the dtype cannot be written.
     """
     directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise FileExistsError(f"{directory} exists and is not an empty directory: remove it or choose another")
+    require_free(directory)
     folder = None if isinstance(source, dict) else Path(source)
     raw, where = (source, "source") if folder is None else (_raw_config(folder), str(folder / CONFIG))
     _, family = find_family(raw, where)

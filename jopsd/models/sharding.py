@@ -29,17 +29,20 @@ ACTIVATIONS = {
     # One layer's adapter factors are gathered before use. Left split, they make XLA's partitioner guess, and on a mesh
     # with all three axes above 1 it guessed a decode step that was wrong.
     "factor": P(None, None),
+    "rows": P(BATCH),
+    "cache": P(None, BATCH, "tensor"),
 }
 
 
-def _path_names(path) -> list[str]:
+def path_names(path) -> list[str]:
+    """The names along a tree path, without the parameter wrapper's own."""
     names = [getattr(part, "name", None) or getattr(part, "key", None) for part in path]
     return [str(name) for name in names if name is not None and name != "value"]
 
 
 def leaf_spec(path, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The partition spec of the leaf at `path`; axes that do not divide its shape are left whole."""
-    names = _path_names(path)
+    names = path_names(path)
     spec = next((SPECS[tuple(names[-n:])] for n in (2, 1) if tuple(names[-n:]) in SPECS), P())
     return _divisible(spec, shape, mesh)
 
@@ -49,6 +52,12 @@ def tree_shardings(tree, mesh: Mesh):
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, leaf_spec(path, leaf.shape, mesh)), tree
     )
+
+
+def sharded_shapes(shapes, mesh: Mesh):
+    """A tree of shapes with each leaf's place on the mesh: what a checkpoint is restored onto."""
+    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(place, shapes, tree_shardings(shapes, mesh))
 
 
 def constrain(x: jax.Array, kind: str) -> jax.Array:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jopsd.models.decoder import Cache, ModelConfig, init_cache
-from jopsd.models.sharding import BATCH
+from jopsd.models.sharding import constrain
 from jopsd.sampling.draw import draw
 from jopsd.sampling.sampler import Completion, Policy, Request, SamplerError, validate
 
@@ -81,16 +81,10 @@ def read_chunk(packed: np.ndarray) -> Chunk:
 
 def _pin(state: State) -> State:
     """On a mesh: slots over (data, fsdp) and key-value heads over tensor, each only where it divides."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return state
-    sizes = dict(mesh.shape)
-    fits = lambda axes, size: all(a in sizes for a in axes) and size % int(np.prod([sizes[a] for a in axes])) == 0  # noqa: E731
-    rows = BATCH if fits(BATCH, state.token.shape[0]) else None
-    heads = "tensor" if fits(("tensor",), state.cache.k.shape[2]) else None
-    spec = jax.tree.map(lambda _: P(rows), state)
-    spec = replace(spec, cache=replace(spec.cache, k=P(None, rows, heads), v=P(None, rows, heads)))
-    return jax.tree.map(jax.lax.with_sharding_constraint, state, spec)
+    cache = state.cache
+    k, v = constrain(cache.k, "cache"), constrain(cache.v, "cache")
+    rows = jax.tree.map(lambda x: constrain(x, "rows"), replace(state, cache=replace(cache, k=None, v=None)))
+    return replace(rows, cache=replace(rows.cache, k=k, v=v))
 
 
 @partial(jax.jit, static_argnames=("cfg", "slots", "max_length", "max_stop_ids"))
