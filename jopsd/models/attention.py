@@ -1,7 +1,42 @@
-"""Attention backends by name. All take the same arguments and agree to round-off."""
+"""Attention backends by name. All take the same arguments and agree to round-off.
+
+A query sees the keys of its own segment that stand in its own or an earlier column, and with a window only the last
+`window` of these columns. Padding is segment 0 and sees padding, so that no query is without a key.
+
+Axes: B batch, T queries, S keys, N query heads, K key-value heads, H head size.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from jopsd.models.sharding import BATCH
+
+
+class Sight(NamedTuple):
+    """What each query may see.
+
+    Attributes:
+      segments: [B,T] int32 of the queries. key_segments: [B,S] int32 of the keys.
+      column: [B,T] or [1,T] int32, the key column that a query stands in.
+      window: how many columns back, its own included; None is all.
+    """
+
+    segments: jax.Array
+    key_segments: jax.Array
+    column: jax.Array
+    window: int | None = None
+
+    def mask(self) -> jax.Array:
+        """[B,T,S] bool, True where a query may look."""
+        distance = self.column[:, :, None] - jnp.arange(self.key_segments.shape[1])
+        seen = (self.segments[:, :, None] == self.key_segments[:, None, :]) & (distance >= 0)
+        return seen if self.window is None else seen & (distance < self.window)
 
 
 def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
@@ -11,8 +46,8 @@ def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> 
       q: [B,T,N,H]; k, v: [B,K,S,H] with N a multiple of K; mask: [B,T,S] bool, True where a query may look.
 
     Returns:
-      [B,T,N,H] in q's dtype. Scores and softmax are float32. A query that may look nowhere (padding) gets a finite
-      average, never NaN.
+      [B,T,N,H] in q's dtype. Scores and softmax are float32. A query that may look nowhere gets a finite average, never
+      NaN.
     """
     batch, length, heads, size = q.shape
     grouped = q.reshape(batch, length, k.shape[1], heads // k.shape[1], size)
@@ -22,4 +57,121 @@ def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> 
     return jnp.einsum("bkgts,bksh->btkgh", weights, v).reshape(q.shape).astype(q.dtype)
 
 
-ATTENTION = {"xla": xla_attention}
+def cudnn_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, window: int | None, implementation: str = "cudnn"
+) -> jax.Array:
+    """cuDNN's flash attention, on one GPU. Causality and window skip work; segments are a bias of [B,1,T,T].
+
+    Args:
+      q: [B,T,N,H] in bfloat16 or float16, T even; k, v: [B,K,T,H]; segments: [B,T]; window: as in `Sight`.
+
+    Returns:
+      [B,T,N,H].
+    """
+    return jax.nn.dot_product_attention(
+        q,
+        k.swapaxes(1, 2),
+        v.swapaxes(1, 2),
+        mask=segments[:, None, :, None] == segments[:, None, None, :],
+        is_causal=True,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation=implementation,
+    )
+
+
+def splash_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, window: int | None, interpret: bool = False
+) -> jax.Array:
+    """Pallas splash attention, on one TPU core. Blocks that nothing sees are skipped.
+
+    Args:
+      q: [B,T,N,H]; k, v: [B,K,T,H]; segments: [B,T]; window: as in `Sight`.
+      interpret: run the kernel in plain XLA, on any device and slowly.
+
+    Returns:
+      [B,T,N,H].
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    length, heads, size = q.shape[1:]
+    padding = -length % 128  # blocks are multiples of 128 tokens; what is added is segment 0, as all padding
+    width = length + padding
+    block = next(block for block in (512, 256, 128) if width % block == 0)
+    shape = (width, width)
+    seen = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
+    kernel = kernels.make_splash_mha_single_device(
+        masks.MultiHeadMask([seen] * heads),
+        block_sizes=kernels.BlockSizes(
+            **dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), block),
+            **dict.fromkeys(
+                ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq"), block
+            ),
+        ),
+        interpret=interpret,
+    )
+    pad = lambda x, axis: jnp.pad(x, [(0, padding if i == axis else 0) for i in range(x.ndim)])  # noqa: E731
+    q = (q.astype(jnp.float32) * size**-0.5).astype(q.dtype).swapaxes(1, 2)
+    ids = pad(segments, 1)
+    out = jax.vmap(kernel)(pad(q, 2), pad(k, 2), pad(v, 2), kernels.SegmentIds(ids, ids))
+    return out.swapaxes(1, 2)[:, :length].astype(q.dtype)
+
+
+# Kernels for whole sequences; "xla" serves everything else, above all the cache.
+FLASH: dict[str, Callable] = {"cudnn": cudnn_attention, "splash": splash_attention}
+ATTENTION = ("auto", "xla", *FLASH)
+
+
+def choose(name: str, dtype: str, head_dim: int) -> str:
+    """The backend that "auto" means on the default device; any other name is itself.
+
+    cuDNN wants 16-bit numbers and Ampere or later, splash a head size that fills the lanes of a TPU.
+    """
+    if name != "auto":
+        return name
+    platform = jax.default_backend()
+    if platform == "tpu" and head_dim % 128 == 0:
+        return "splash"
+    capability = getattr(jax.devices()[0], "compute_capability", None) if platform == "gpu" else None
+    # AMD reports a name such as "gfx942" here.
+    ampere = str(capability).replace(".", "", 1).isdecimal() and float(capability) >= 8
+    return "cudnn" if ampere and dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128 else "xla"
+
+
+def unavailable(name: str, dtype: str) -> str | None:
+    """Why an explicitly named backend cannot run on the default device, or None."""
+    needs = {"cudnn": "gpu", "splash": "tpu"}.get(name)
+    platform = jax.default_backend()
+    if needs and platform != needs:
+        return f"{name} attention runs on a {needs.upper()}, and this process computes on {platform}"
+    if name == "cudnn" and dtype != "bfloat16":
+        return f"cudnn attention computes in bfloat16, not in {dtype}"
+    return None
+
+
+def flash_attention(name: str, q, k, v, segments: jax.Array, window: int | None) -> jax.Array:
+    """A kernel of `FLASH` on whole sequences, each device on its own rows and heads of the mesh in scope.
+
+    Args:
+      q: [B,T,N,H]; k, v: [B,K,T,H]; segments: [B,T] int32.
+
+    Returns:
+      [B,T,N,H].
+    """
+    kernel = partial(FLASH[name], window=window)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return kernel(q, k, v, segments)
+    rows = math.prod(mesh.shape[axis] for axis in BATCH)
+    batch = BATCH if q.shape[0] % rows == 0 else None
+    parts = mesh.shape["tensor"]
+    # Fewer key-value heads than devices: each is repeated until the heads split as the queries do.
+    repeats = math.lcm(k.shape[1], parts) // k.shape[1]
+    heads = "tensor" if q.shape[2] % (k.shape[1] * repeats) == 0 else None
+    if heads and repeats > 1:
+        k, v = (jnp.repeat(x, repeats, axis=1) for x in (k, v))
+    wide, narrow = P(batch, None, heads, None), P(batch, heads, None, None)
+    # Kernels do not say over which axes their outputs vary, so that is not checked.
+    return jax.shard_map(kernel, in_specs=(wide, narrow, narrow, P(batch, None)), out_specs=wide, check_vma=False)(
+        q, k, v, segments
+    )

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from jopsd.models.decoder import Decoder, ModelConfig
-from jopsd.models.families import FAMILIES, find_family
+from jopsd.models.families import find_family, model_fields
 from jopsd.models.lora import Adapter, merged_kernel
 from jopsd.models.safetensors_files import (
     DISK_DTYPES,
@@ -88,20 +88,49 @@ def read_config(directory: str | Path, **overrides) -> ModelConfig:
     unknown = sorted(set(overrides) - set(_RUNTIME_FIELDS))
     if unknown:
         raise ValueError(f"{unknown} cannot be overridden: {where} decides; only {list(_RUNTIME_FIELDS)} can")
-    _, family = find_family(raw, where)
+    fields = model_fields(raw, where)
     stored = raw.get("dtype") or raw.get("torch_dtype") or "float32"
     if stored not in DISK_DTYPES:
         raise ValueError(f"{where}: dtype = {stored!r} is not supported, only {sorted(DISK_DTYPES)}")
     runtime = {"param_dtype": stored, "dtype": "bfloat16" if stored == "bfloat16" else "float32"}
-    return ModelConfig(**family.config_from_hf(raw, where), **runtime | overrides)
+    return ModelConfig(**fields, **runtime | overrides)
 
 
 def hf_config(cfg: ModelConfig) -> dict:
-    """A config.json for a model made here (architecture Qwen3), readable by transformers 4 and 5.
+    """A config.json for a model made here, as architecture Qwen3, readable by transformers 4 and 5.
 
     Token ids and the context length are not ours to know: add `eos_token_id` and the like to the dict where needed.
+
+    Raises:
+      ValueError: a shape that Qwen3 does not have.
     """
-    return FAMILIES["Qwen3ForCausalLM"].config_to_hf(cfg) | {"torch_dtype": cfg.param_dtype}
+    # The rotary base at top level and `torch_dtype` are read by transformers 4 and 5 alike.
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.hidden_size,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.num_heads,
+        "num_key_value_heads": cfg.num_kv_heads,
+        "head_dim": cfg.head_dim,
+        "intermediate_size": cfg.intermediate_size,
+        "rope_theta": cfg.rope_theta,
+        "rope_scaling": None,
+        "rms_norm_eps": cfg.rms_eps,
+        "tie_word_embeddings": cfg.tie_embeddings,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "max_position_embeddings": 40960,  # not a limit of ours; what the published Qwen3 models state
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "torch_dtype": cfg.param_dtype,
+    }
+    _check_agrees(cfg, model_fields(config, "hf_config"), "architecture Qwen3")
+    return config
 
 
 def _check_agrees(cfg: ModelConfig, fields: dict, where: str) -> None:
@@ -147,7 +176,7 @@ def load_pretrained(directory: str | Path, cfg: ModelConfig | None = None, mesh:
     raw, where = _raw_config(directory), str(directory / CONFIG)
     _, family = find_family(raw, where)
     cfg = read_config(directory) if cfg is None else cfg
-    _check_agrees(cfg, family.config_from_hf(raw, where), where)
+    _check_agrees(cfg, model_fields(raw, where), where)
     found, abstract = stored_tensors(directory), abstract_decoder(cfg)
     slots = make_slots(_leaves(abstract), family.tensors)
     # A tied model may carry a copy of the table as its head; the config says it is the same.
@@ -259,7 +288,7 @@ def save_pretrained(
     folder = None if isinstance(source, dict) else Path(source)
     raw, where = (source, "source") if folder is None else (_raw_config(folder), str(folder / CONFIG))
     _, family = find_family(raw, where)
-    _check_agrees(model.cfg, family.config_from_hf(raw, where), where)
+    _check_agrees(model.cfg, model_fields(raw, where), where)
     leaves = _leaves(model)
     dtype = _one_dtype(leaves) if dtype is None else dtype
     if dtype not in DISK_DTYPES:

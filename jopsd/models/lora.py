@@ -3,6 +3,7 @@
 The base arrays are never touched: the model without the adapter is the teacher, with it the student.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +22,7 @@ class Adapter:
 
     Attributes:
       a, b: by projection name, [L,in,R] and [L,R,out], float32. Inside the layer scan the L axis is gone.
-      scale: alpha / R, static.
+      scale: what the product is multiplied by, `lora_scale(R, alpha, rslora)`; static.
     """
 
     a: dict[str, jax.Array]
@@ -36,6 +37,11 @@ class Adapter:
         return (h @ a) @ b * self.scale
 
 
+def lora_scale(rank: int, alpha: float, rslora: bool = False) -> float:
+    """alpha / rank; rank-stabilised (arXiv 2312.03732) alpha / sqrt(rank), so that high ranks do not learn less."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
 def init_adapter(
     projections: dict[str, tuple[int, int]],
     num_layers: int,
@@ -43,11 +49,13 @@ def init_adapter(
     alpha: float,
     key: jax.Array,
     targets: Sequence[str] = TARGETS,
+    rslora: bool = False,
 ) -> Adapter:
     """A fresh adapter that changes nothing: A is uniform in +-1/sqrt(in), as PEFT draws it, and B is zero.
 
     Args:
       projections: kernel shapes by name, `ModelConfig.projections`.
+      rslora: scale by alpha / sqrt(rank) instead of alpha / rank.
 
     Raises:
       ValueError: a target that the model does not have, or a rank below 1.
@@ -63,7 +71,7 @@ def init_adapter(
         bound = width_in**-0.5
         a[name] = jax.random.uniform(subkey, (num_layers, width_in, rank), jnp.float32, -bound, bound)
         b[name] = jnp.zeros((num_layers, rank, width_out), jnp.float32)
-    return Adapter(a, b, alpha / rank)
+    return Adapter(a, b, lora_scale(rank, alpha, rslora))
 
 
 def merged_kernel(kernel: jax.Array, adapter: Adapter, name: str) -> jax.Array:

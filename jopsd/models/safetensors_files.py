@@ -76,19 +76,27 @@ def _open(file: Path):
         raise ValueError(f"{file} is truncated or corrupt, fetch it again: {error}") from None
 
 
+def file_tensors(file: Path) -> dict[str, Stored]:
+    """Every tensor of one file, from its header alone."""
+    found = {}
+    with _open(file) as handle:
+        for name in handle.keys():
+            header = handle.get_slice(name)
+            if header.get_dtype() not in DISK_DTYPES.values():
+                raise ValueError(f"{file}: tensor {name} has dtype {header.get_dtype()}, which is not supported")
+            found[name] = Stored(file, tuple(header.get_shape()))
+    return found
+
+
 def stored_tensors(directory: Path) -> dict[str, Stored]:
     """Every tensor of a directory, from the headers alone."""
     files, weight_map = _weight_files(directory)
     found: dict[str, Stored] = {}
     for file in files:
-        with _open(file) as handle:
-            for name in handle.keys():
-                header = handle.get_slice(name)
-                if name in found:
-                    raise ValueError(f"tensor {name} is in both {found[name].file} and {file}")
-                if header.get_dtype() not in DISK_DTYPES.values():
-                    raise ValueError(f"{file}: tensor {name} has dtype {header.get_dtype()}, which is not supported")
-                found[name] = Stored(file, tuple(header.get_shape()))
+        for name, stored in file_tensors(file).items():
+            if name in found:
+                raise ValueError(f"tensor {name} is in both {found[name].file} and {file}")
+            found[name] = stored
     for name, file in (weight_map or {}).items():
         if name not in found or found[name].file.name != file:
             raise ValueError(f"{directory / file}: tensor {name} is missing, though {INDEX} places it there")
@@ -106,8 +114,9 @@ def make_slots(shapes: dict[str, jax.ShapeDtypeStruct], tensors: dict[str, Tenso
             tensor.name.format(layer=layer), name, layer, tensor.transposed, shape[::-1] if tensor.transposed else shape
         )
 
-    stacked = [name for name in tensors if name.startswith("layers.")]
-    whole = [name for name in tensors if name in shapes and name not in stacked]  # no lm_head when tied
+    present = [name for name in tensors if name in shapes]  # no lm_head when tied, biases as the config says
+    stacked = [name for name in present if name.startswith("layers.")]
+    whole = [name for name in present if name not in stacked]
     return [slot(name, None) for name in whole] + [slot(name, i) for i in range(layers) for name in stacked]
 
 

@@ -17,6 +17,7 @@ SPECS: dict[tuple[str, ...], P] = {
     ("lm_head",): P("tensor", "fsdp"),
     **{(name,): _COLUMN for name in ("q", "k", "v", "gate", "up")},
     **{(name,): _ROW for name in ("o", "down")},
+    **{(f"{name}_bias",): P(None, "tensor") for name in ("q", "k", "v", "gate", "up")},
     # Adapters: the wide side over everything, the rank never.
     **{("a", name): P(None, ("tensor", "fsdp"), None) for name in ("q", "k", "v", "o", "gate", "up", "down")},
     **{("b", name): P(None, None, ("tensor", "fsdp")) for name in ("q", "k", "v", "o", "gate", "up", "down")},
