@@ -15,7 +15,8 @@ import numpy as np
 from jopsd.data.chat import render
 from jopsd.data.sums import problems
 from jopsd.evaluate import wilson_interval
-from jopsd.models.hf import load_pretrained, load_tokenizer, read_config
+from jopsd.models.hf import load_pretrained, read_config
+from jopsd.models.tokenizer import load_tokenizer
 from jopsd.rewards.math import verify
 from jopsd.setup import BUILTIN
 

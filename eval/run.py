@@ -19,7 +19,8 @@ from jopsd.data.chat import require_chat_template, template_honours_thinking
 from jopsd.data.datasets import load_problems
 from jopsd.data.problem import RowError
 from jopsd.mesh import make_mesh
-from jopsd.models.hf import eos_ids, load_pretrained, load_tokenizer, read_config
+from jopsd.models.hf import load_pretrained, read_config
+from jopsd.models.tokenizer import eos_ids, load_tokenizer
 from jopsd.prompts import Item, student_prompt
 from jopsd.rewards.grader import Grader, fault_of_gold, make_grader, require_grader, same_answer
 from jopsd.rollouts import request_seed

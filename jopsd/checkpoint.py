@@ -12,6 +12,8 @@ import jax
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
+from jopsd.models.orbax_model import nested, tree_keys
+
 STATE, META = "state", "meta"
 
 
@@ -100,8 +102,7 @@ def restore_trainable(run_dir: str | Path, step: int, like: Any) -> Any:
     """
     with open_checkpoints(run_dir, create=False) as manager:
         paths, tree = jax.tree_util.tree_flatten_with_path(like)
-        # Plain dicts: orbax cannot take a part of a tree of modules.
-        part = {"trainable": traverse_util.unflatten_dict({_keys(path): leaf for path, leaf in paths})}
+        part = {"trainable": nested(paths)}
         args = ocp.args.PyTreeRestore(
             part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
         )
@@ -113,12 +114,7 @@ def restore_trainable(run_dir: str | Path, step: int, like: Any) -> Any:
                 "another model or adapter than the run's config.yaml names, or is damaged"
             ) from error
     found = traverse_util.flatten_dict(loaded[STATE]["trainable"])
-    return tree.unflatten(found[_keys(path)] for path, _ in paths)
-
-
-def _keys(path) -> tuple[str, ...]:
-    """Names along a path, as orbax stores them."""
-    return tuple(str(getattr(part, "name", None) or getattr(part, "key", None)) for part in path)
+    return tree.unflatten(found[tree_keys(path)] for path, _ in paths)
 
 
 def first_line(error: BaseException) -> str:

@@ -19,9 +19,10 @@ from jopsd.data.datasets import load_problems
 from jopsd.data.problem import Problem, RowError
 from jopsd.mesh import make_mesh, token_shards
 from jopsd.models.decoder import Decoder, ModelConfig
-from jopsd.models.hf import abstract_decoder, eos_ids, load_pretrained, load_tokenizer, read_config
+from jopsd.models.hf import abstract_decoder, load_pretrained, read_config
 from jopsd.models.lora import Adapter, init_adapter
 from jopsd.models.sharding import sharded_shapes, tree_shardings
+from jopsd.models.tokenizer import eos_ids, load_tokenizer
 from jopsd.prompts import Item, Tokenizers, make_items, required_fields, student_prompt, training_prompts
 from jopsd.rewards.grader import fault_of_gold, require_grader
 from jopsd.sampling import Policy

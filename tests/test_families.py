@@ -7,7 +7,7 @@ import pytest
 
 from jopsd.models.decoder import ModelConfig, parameter_count
 from jopsd.models.families import FAMILIES, model_fields
-from jopsd.models.hf import _leaves, abstract_decoder, read_config
+from jopsd.models.hf import abstract_decoder, leaves_of, read_config
 from jopsd.models.rope import Linear, Llama3, Yarn, frequencies
 from tests.families import CASES, random_model
 
@@ -153,7 +153,7 @@ def test_a_family_names_every_leaf_of_its_decoders_and_every_tensor_of_transform
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(tmp_path)
     cfg, tensors = read_config(tmp_path), FAMILIES[type(model).__name__].tensors
-    leaves = _leaves(abstract_decoder(cfg))
+    leaves = leaves_of(abstract_decoder(cfg))
     assert set(leaves) <= set(tensors)
     names = {tensors[leaf].name.format(layer=i) for leaf in leaves for i in range(cfg.num_layers)}
     assert names == set(dict(model.named_parameters()))

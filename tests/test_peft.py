@@ -308,12 +308,12 @@ def test_a_target_that_is_not_empty_is_refused(folder):
     assert (folder / "adapter_model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("step", ["write_safetensors", "os.replace"])
+@pytest.mark.parametrize("step", ["jopsd.models.peft.write_safetensors", "os.replace"])
 def test_a_save_that_fails_halfway_leaves_nothing(tmp_path, monkeypatch, step):
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(f"jopsd.models.peft.{step}", full)
+    monkeypatch.setattr(step, full)
     with pytest.raises(OSError, match="No space left"):
         save_adapter(random_adapter(("q",)), tmp_path / "out", TENSORS)
     assert list(tmp_path.iterdir()) == []

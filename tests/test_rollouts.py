@@ -8,7 +8,7 @@ import pytest
 from jopsd.batch import pad_length
 from jopsd.config import validate_config
 from jopsd.data.sums import problems
-from jopsd.models.hf import load_tokenizer
+from jopsd.models.tokenizer import load_tokenizer
 from jopsd.prompts import Item, Tokenizers
 from jopsd.rewards.score import Score
 from jopsd.rollouts import Rollout, batch_of, rollout_metrics, step_numbers, with_teachers

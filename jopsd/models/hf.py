@@ -4,10 +4,10 @@ Tensors are streamed one by one in both directions. Loading, hidden costs are on
 tensor; saving, one tensor. HF -> here -> HF gives the same bytes per tensor.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,14 +22,18 @@ from jopsd.models.families import find_family, model_fields
 from jopsd.models.lora import Adapter, merged_kernel
 from jopsd.models.safetensors_files import (
     DISK_DTYPES,
-    INDEX,
+    Progress,
     Slot,
+    Stored,
     check_tensors,
     make_slots,
     read_json,
     read_leaf,
+    slots_by_leaf,
     split_shards,
     stored_tensors,
+    write_index,
+    write_json,
     write_safetensors,
 )
 from jopsd.models.sharding import leaf_spec, path_names
@@ -49,15 +53,18 @@ COMPANIONS = (
     "additional_chat_templates",
     GENERATION,
 )
+MAX_SHARD_BYTES = 5 * 2**30
 _RUNTIME_FIELDS = ("dtype", "param_dtype", "remat", "attention")
 
 
-def _leaf_name(path) -> str:
+def leaf_name(path) -> str:
+    """A leaf of a decoder as the family table calls it, from its path in the tree."""
     return ".".join(path_names(path))
 
 
-def _leaves(tree) -> dict[str, jax.Array]:
-    return {_leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+def leaves_of(tree) -> dict[str, jax.Array]:
+    """The leaves of a decoder by name, such as "layers.q"."""
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def abstract_decoder(cfg: ModelConfig) -> Decoder:
@@ -158,7 +165,28 @@ def _place(shape: tuple[int, ...], read: Callable, sharding: NamedSharding | Non
     return jax.block_until_ready(jax.make_array_from_callback(shape, sharding, part))
 
 
-def load_pretrained(directory: str | Path, cfg: ModelConfig | None = None, mesh: Mesh | None = None) -> Decoder:
+@jax.jit
+def _finite(leaf: jax.Array) -> jax.Array:
+    """[L] or [V] or [D] bool: whether all numbers in that row of a leaf are finite."""
+    return jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
+
+
+def _require_finite(leaf: jax.Array, slots: list[Slot], found: dict[str, Stored]) -> None:
+    finite = _finite(leaf)
+    if not finite.all():
+        slot = slots[int(jnp.argmin(finite))] if slots[0].layer is not None else slots[0]
+        raise ValueError(
+            f"{found[slot.name].file}: tensor {slot.name} has NaN or infinite values: fetch the file again, or take an "
+            "earlier checkpoint"
+        )
+
+
+def load_pretrained(
+    directory: str | Path,
+    cfg: ModelConfig | None = None,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+) -> Decoder:
     """A decoder with the weights of a Hugging Face directory (one model.safetensors, or shards with an index).
 
     Args:
@@ -166,11 +194,25 @@ def load_pretrained(directory: str | Path, cfg: ModelConfig | None = None, mesh:
         `param_dtype`.
       mesh: place every leaf as `leaf_spec` says; each process reads only what its own devices hold. Default: the
         default device.
+      progress: told how many bytes were read.
 
     Raises:
       FileNotFoundError: no config.json, no weights, a missing shard.
       ValueError: a tensor that is missing, unexpected or of the wrong shape, a truncated file, an unsupported option,
-        or a `cfg` that contradicts config.json; by file and tensor. All of it before any weight is read.
+        or a `cfg` that contradicts config.json, before any weight is read; NaN or infinite weights; all by file and
+        tensor.
+    """
+    abstract, load = open_pretrained(directory, cfg, mesh, progress)
+    return jax.tree_util.tree_map_with_path(load, abstract)
+
+
+def open_pretrained(
+    directory: str | Path, cfg: ModelConfig | None, mesh: Mesh | None, progress: Progress | None = None
+) -> tuple[Decoder, Callable]:
+    """`load_pretrained` in two steps: everything but the weights is checked now, weights are read when asked for.
+
+    Returns:
+      (a decoder of shapes, a function of the path and shape of a leaf that loads it).
     """
     directory = Path(directory)
     raw, where = _raw_config(directory), str(directory / CONFIG)
@@ -178,29 +220,31 @@ def load_pretrained(directory: str | Path, cfg: ModelConfig | None = None, mesh:
     cfg = read_config(directory) if cfg is None else cfg
     _check_agrees(cfg, model_fields(raw, where), where)
     found, abstract = stored_tensors(directory), abstract_decoder(cfg)
-    slots = make_slots(_leaves(abstract), family.tensors)
+    slots = make_slots(leaves_of(abstract), family.tensors)
     # A tied model may carry a copy of the table as its head; the config says it is the same.
     check_tensors(slots, found, directory, {family.tensors["lm_head"].name} if cfg.tie_embeddings else set())
-    by_leaf: dict[str, list[Slot]] = {}
-    for slot in slots:
-        by_leaf.setdefault(slot.leaf, []).append(slot)
+    by_leaf = slots_by_leaf(slots)
 
-    def load(path, leaf):
+    def load(path, leaf) -> jax.Array:
         sharding = None if mesh is None else NamedSharding(mesh, leaf_spec(path, leaf.shape, mesh))
-        read = lambda index: read_leaf(by_leaf[_leaf_name(path)], found, index, leaf.dtype)  # noqa: E731
-        return _place(leaf.shape, read, sharding)
+        slots = by_leaf[leaf_name(path)]
+        read = lambda index: read_leaf(slots, found, index, leaf.dtype, progress)  # noqa: E731
+        array = _place(leaf.shape, read, sharding)
+        _require_finite(array, slots, found)
+        return array
 
-    return jax.tree_util.tree_map_with_path(load, abstract)
+    return abstract, load
 
 
 # ------------------------------------------------------------------------------------------------------------ save
 
 
 @partial(jax.jit, static_argnames=("stacked", "transposed", "dtype"))
-def _disk_tensor(leaf, layer, factors, *, stacked: bool, transposed: bool, dtype: str) -> jax.Array:
-    """One tensor in the layout and dtype of the disk; `factors` is (a, b, scale) of an adapter to fold in, or None.
+def _disk_tensor(leaf, layer, factors, *, stacked: bool, transposed: bool, dtype: str) -> tuple[jax.Array, jax.Array]:
+    """One tensor in the layout and dtype of the disk, and whether it is finite.
 
-    The layer is cut out first, so that nothing of the size of the stacked leaf is made.
+    factors: (a, b, scale) of an adapter to fold in, or None. The layer is cut out first, so that nothing of the size of
+    the stacked leaf is made.
     """
     cut = lambda x: jax.lax.dynamic_slice_in_dim(x, layer, 1)  # noqa: E731
     x = cut(leaf) if stacked else leaf
@@ -208,31 +252,35 @@ def _disk_tensor(leaf, layer, factors, *, stacked: bool, transposed: bool, dtype
         a, b, scale = factors
         x = merged_kernel(x.astype(jnp.float32), Adapter({"x": cut(a)}, {"x": cut(b)}, scale), "x")
     x = x[0] if stacked else x
-    return (x.T if transposed else x).astype(dtype)
+    x = (x.T if transposed else x).astype(dtype)
+    return x, jnp.isfinite(x).all()
 
 
-def _fetch(slot: Slot, leaf: jax.Array, adapter: Adapter | None, dtype: str) -> np.ndarray:
-    """One tensor on the host. On several processes all of them must call it."""
+def fetch_tensor(slot: Slot, leaf: jax.Array, adapter: Adapter | None, dtype: str) -> np.ndarray:
+    """One tensor on the host, in the layout of the disk. On several processes all of them must call it.
+
+    Raises:
+      ValueError: a number in it is NaN, infinite, or too large for `dtype`; by name.
+    """
     name = slot.leaf.removeprefix("layers.")
     factors = None
     if adapter is not None and slot.layer is not None and name in adapter.a:
         factors = adapter.a[name], adapter.b[name], adapter.scale
     stacked = slot.layer is not None
-    x = _disk_tensor(leaf, slot.layer or 0, factors, stacked=stacked, transposed=slot.transposed, dtype=dtype)
+    x, finite = _disk_tensor(leaf, slot.layer or 0, factors, stacked=stacked, transposed=slot.transposed, dtype=dtype)
+    if not finite:
+        why = "holds numbers too large for float16, or NaN" if dtype == "float16" else "has NaN or infinite values"
+        raise ValueError(f"tensor {slot.name} {why}")
     if not x.is_fully_addressable:
         x = multihost_utils.process_allgather(x, tiled=True)
     return np.ascontiguousarray(x)
 
 
-def _one_dtype(leaves: dict[str, jax.Array]) -> str:
-    dtypes = sorted({str(leaf.dtype) for leaf in leaves.values()})
+def _one_dtype(shapes: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> str:
+    dtypes = sorted({str(leaf.dtype) for leaf in shapes.values()})
     if len(dtypes) > 1:
         raise ValueError(f"the parameters have several dtypes {dtypes}: say which to write with dtype=")
     return dtypes[0]
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def copy_companions(source: Path, folder: Path) -> None:
@@ -249,7 +297,7 @@ def _write_companions(folder: Path, raw: dict, source: Path | None, dtype: str) 
         copy_companions(source, folder)
     # transformers 5 writes "dtype", 4 "torch_dtype": keep to the key that is there.
     keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["torch_dtype"]
-    _write_json(folder / CONFIG, raw | dict.fromkeys(keys, dtype))
+    write_json(folder / CONFIG, raw | dict.fromkeys(keys, dtype))
 
 
 def require_free(directory: Path) -> None:
@@ -265,7 +313,8 @@ def save_pretrained(
     *,
     adapter: Adapter | None = None,
     dtype: str | None = None,
-    max_shard_bytes: int = 5 * 2**30,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Progress | None = None,
 ) -> None:
     """Writes a model as a Hugging Face directory that transformers, vLLM and SGLang load.
 
@@ -278,87 +327,85 @@ def save_pretrained(
       adapter: folded into the kernels, product and sum in float32.
       dtype: "float32", "bfloat16" or "float16"; default: that of the parameters. config.json says the same.
       max_shard_bytes: a larger model is split into files of at most this size.
+      progress: told how many bytes were written.
 
     Raises:
       FileExistsError: the target exists and is not an empty directory.
-      ValueError: `source` describes another model, or the dtype cannot be written.
+      ValueError: `source` describes another model, the dtype cannot be written, or weights are NaN or infinite.
+    """
+    leaves = leaves_of(model)
+    write_pretrained(
+        model.cfg, leaves, leaves.__getitem__, directory, source, adapter, dtype, max_shard_bytes, progress
+    )
+
+
+def write_pretrained(
+    cfg: ModelConfig,
+    shapes: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
+    leaf: Callable[[str], jax.Array],
+    directory: str | Path,
+    source: dict | str | Path,
+    adapter: Adapter | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Progress | None = None,
+) -> None:
+    """`save_pretrained` for a model whose leaves need not be in memory together: `leaf(name)` is called once for each.
+
+    shapes: shape and dtype of every leaf, by its name.
     """
     directory = Path(directory)
-    require_free(directory)
     folder = None if isinstance(source, dict) else Path(source)
     raw, where = (source, "source") if folder is None else (_raw_config(folder), str(folder / CONFIG))
     _, family = find_family(raw, where)
-    _check_agrees(model.cfg, model_fields(raw, where), where)
-    leaves = _leaves(model)
-    dtype = _one_dtype(leaves) if dtype is None else dtype
+    _check_agrees(cfg, model_fields(raw, where), where)
+    dtype = _one_dtype(shapes) if dtype is None else dtype
     if dtype not in DISK_DTYPES:
         raise ValueError(f"dtype {dtype!r} cannot be written, only {sorted(DISK_DTYPES)}")
-    slots = make_slots(leaves, family.tensors)
+    slots = make_slots(shapes, family.tensors)
     shards = split_shards(slots, np.dtype(dtype).itemsize, max_shard_bytes)
+
+    def arrays():
+        for name, parts in slots_by_leaf(slots).items():
+            whole = leaf(name)
+            for slot in parts:
+                array = fetch_tensor(slot, whole, adapter, dtype)
+                yield slot, array
+                if progress is not None:
+                    progress(array.nbytes)
+
+    with partial_directory(directory) as partial_dir:
+        if partial_dir is None:
+            for _ in arrays():  # every process takes part in gathering, the first one writes
+                pass
+        else:
+            write_safetensors(partial_dir, shards, dtype, arrays())
+            write_index(partial_dir, shards, np.dtype(dtype).itemsize)
+            _write_companions(partial_dir, raw, folder, dtype)
+
+
+@contextmanager
+def partial_directory(directory: Path) -> Iterator[Path | None]:
+    """A new folder beside `directory` that takes its name when the block ends well, and is removed otherwise.
+
+    So what bears the name is complete. With several processes only the first one has a folder, the others None, and
+    all leave together.
+
+    Raises:
+      FileExistsError: the target exists and is not an empty directory.
+    """
+    require_free(directory)
     partial_dir = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
-    writer = jax.process_index() == 0
-    try:
-        if writer:
+    if jax.process_index() != 0:
+        yield None
+    else:
+        try:
             shutil.rmtree(partial_dir, ignore_errors=True)  # left by a killed process of the same id
             partial_dir.mkdir(parents=True)
-        for name, group in shards.items():
-            arrays = (_fetch(slot, leaves[slot.leaf], adapter, dtype) for slot in group)
-            if writer:
-                write_safetensors(partial_dir / name, group, arrays, dtype)
-            else:
-                for _ in arrays:
-                    pass
-        if writer:
-            if len(shards) > 1:
-                total = np.dtype(dtype).itemsize * sum(int(np.prod(slot.shape)) for slot in slots)
-                weight_map = {slot.name: name for name, group in shards.items() for slot in group}
-                _write_json(partial_dir / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-            _write_companions(partial_dir, raw, folder, dtype)
+            yield partial_dir
             os.replace(partial_dir, directory)
-    except BaseException:
-        if writer:
+        except BaseException:
             shutil.rmtree(partial_dir, ignore_errors=True)
-        raise
+            raise
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"save_pretrained {directory}")
-
-
-# ------------------------------------------------------------------------------------------------------- tokenizer
-
-
-def load_tokenizer(directory: str | Path):
-    """The tokenizer of a directory (a transformers tokenizer), from local files only.
-
-    Raises:
-      FileNotFoundError: the directory or its vocabulary file does not exist.
-      ValueError: the files are there but do not make a tokenizer.
-    """
-    from transformers import AutoTokenizer  # slow to import
-
-    directory = Path(directory)
-    if not any((directory / name).is_file() for name in VOCABULARIES):
-        raise FileNotFoundError(f"no tokenizer in {directory}: none of {', '.join(VOCABULARIES)} is there")
-    try:
-        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-    except Exception as error:
-        raise ValueError(f"{directory}: transformers cannot make a tokenizer of these files: {error}") from error
-
-
-def eos_ids(directory: str | Path, tokenizer) -> tuple[int, ...]:
-    """Token ids that end a completion: from generation_config.json, else config.json, else the tokenizer.
-
-    Raises:
-      ValueError: none of them names one, or one that is not an integer.
-    """
-    directory = Path(directory)
-    for name in (GENERATION, CONFIG):
-        path = directory / name
-        value = read_json(path, "").get("eos_token_id") if path.is_file() else None
-        if value is not None and value != []:
-            ids = value if isinstance(value, list) else [value]
-            if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-                raise ValueError(f"{path}: eos_token_id = {value!r} is not an integer or a list of integers")
-            return tuple(dict.fromkeys(ids))
-    if getattr(tokenizer, "eos_token_id", None) is None:
-        raise ValueError(f"no end token: add eos_token_id to {directory / GENERATION} or an eos_token to the tokenizer")
-    return (int(tokenizer.eos_token_id),)
+        multihost_utils.sync_global_devices(f"written {directory}")

@@ -3,10 +3,7 @@
 Of a LoRA config, every option is read, known to change nothing, or refused by name.
 """
 
-import json
 import math
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from jopsd.models.families import Tensor
-from jopsd.models.hf import require_free
+from jopsd.models.hf import partial_directory
 from jopsd.models.lora import Adapter, lora_scale
 from jopsd.models.safetensors_files import (
     Slot,
@@ -26,6 +23,8 @@ from jopsd.models.safetensors_files import (
     make_slots,
     read_json,
     read_leaf,
+    slots_by_leaf,
+    write_json,
     write_safetensors,
 )
 from jopsd.models.sharding import leaf_spec, path_names
@@ -130,26 +129,15 @@ def save_adapter(
       ValueError: no target at all, or factors of several ranks.
     """
     directory = Path(directory)
-    require_free(directory)
     config = _config(adapter, family_tensors, rslora, base)
     leaves = _leaves(adapter)
     slots = make_slots(leaves, _disk_names(adapter.a, family_tensors))
     arrays = {leaf: _on_host(x) for leaf, x in leaves.items()}
-    if jax.process_index() == 0:
-        partial_dir = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
-        try:
-            shutil.rmtree(partial_dir, ignore_errors=True)  # left by a killed process of the same id
-            partial_dir.mkdir(parents=True)
-            on_disk = (np.ascontiguousarray(arrays[slot.leaf][slot.layer].T) for slot in slots)
-            write_safetensors(partial_dir / WEIGHTS, slots, on_disk, "float32")
-            text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-            (partial_dir / CONFIG).write_text(text, encoding="utf-8")
-            os.replace(partial_dir, directory)
-        except BaseException:
-            shutil.rmtree(partial_dir, ignore_errors=True)
-            raise
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"save_adapter {directory}")
+    with partial_directory(directory) as partial_dir:
+        if partial_dir is not None:
+            on_disk = ((slot, np.ascontiguousarray(arrays[slot.leaf][slot.layer].T)) for slot in slots)
+            write_safetensors(partial_dir, {WEIGHTS: slots}, "float32", on_disk)
+            write_json(partial_dir / CONFIG, config)
 
 
 # ------------------------------------------------------------------------------------------------------------ load
@@ -274,9 +262,7 @@ def load_adapter(
         return Adapter(a, {name: shape(rank, projections[name][1]) for name in names}, scale)
 
     leaves = _leaves(abstract(projections))
-    by_leaf: dict[str, list[Slot]] = {leaf: [] for leaf in leaves}
-    for slot in make_slots(leaves, _disk_names(projections, family_tensors)):
-        by_leaf[slot.leaf].append(slot)
+    by_leaf = slots_by_leaf(make_slots(leaves, _disk_names(projections, family_tensors)))
     targets = _targets(found, by_leaf, directory / WEIGHTS, where_base)
     for slot in (slot for slots in by_leaf.values() for slot in slots if slot.name in found):
         _check_shape(slot, found[slot.name], where_base)

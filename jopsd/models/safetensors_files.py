@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import jax
 import ml_dtypes  # noqa: F401  registers "bfloat16" with numpy, which safetensors needs
@@ -17,6 +17,10 @@ from jopsd.models.families import Tensor
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Names in a safetensors header by numpy dtype name.
 DISK_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+# Told the number of bytes read or written since the last call.
+Progress = Callable[[int], None]
 
 
 class Stored(NamedTuple):
@@ -36,6 +40,9 @@ class Slot(NamedTuple):
     shape: tuple[int, ...]
 
 
+Arrays = Iterable[tuple[Slot, np.ndarray]]
+
+
 def read_json(path: Path, why: str) -> dict:
     """A JSON object from a file; `why` it is needed ends the message when it does not exist."""
     try:
@@ -47,6 +54,10 @@ def read_json(path: Path, why: str) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, not a {type(value).__name__}")
     return value
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
@@ -120,6 +131,14 @@ def make_slots(shapes: dict[str, jax.ShapeDtypeStruct], tensors: dict[str, Tenso
     return [slot(name, None) for name in whole] + [slot(name, i) for i in range(layers) for name in stacked]
 
 
+def slots_by_leaf(slots: Iterable[Slot]) -> dict[str, list[Slot]]:
+    """The tensors that each leaf is made of, layer after layer."""
+    by_leaf: dict[str, list[Slot]] = {}
+    for slot in slots:
+        by_leaf.setdefault(slot.leaf, []).append(slot)
+    return by_leaf
+
+
 def check_tensors(slots: list[Slot], found: dict[str, Stored], directory: Path, ignored: set[str]) -> None:
     """Raises ValueError, by file and tensor, unless `found` holds exactly `slots` (and perhaps some `ignored`)."""
     missing = [slot.name for slot in slots if slot.name not in found]
@@ -135,7 +154,9 @@ def check_tensors(slots: list[Slot], found: dict[str, Stored], directory: Path, 
         raise ValueError(f"{found[name].file}: tensor {name} is unexpected ({len(unexpected)} such); nothing reads it")
 
 
-def read_leaf(slots: list[Slot], found: dict[str, Stored], index: tuple[slice, ...], dtype) -> np.ndarray:
+def read_leaf(
+    slots: list[Slot], found: dict[str, Stored], index: tuple[slice, ...], dtype, progress: Progress | None = None
+) -> np.ndarray:
     """The part `index` of a leaf, given the slots it is made of; reads only the bytes of that part.
 
     Files are opened anew for each part, so that mapped pages are given back as loading goes on.
@@ -151,17 +172,27 @@ def read_leaf(slots: list[Slot], found: dict[str, Stored], index: tuple[slice, .
             if file not in handles:
                 handles[file] = stack.enter_context(_open(file))
             part = handles[file].get_slice(slot.name)[inner[::-1] if slot.transposed else inner]
+            if progress is not None:
+                progress(part.nbytes)
             part = part.T if slot.transposed else part
             if not stacked:
                 return part.astype(dtype, copy=False)
             if out is None:
-                out = np.empty((len(rows), *part.shape), dtype)
+                out = _aligned((len(rows), *part.shape), dtype)
             out[row] = part
     return out
 
 
-def write_safetensors(path: Path, slots: list[Slot], arrays: Iterator[np.ndarray], dtype: str) -> None:
-    """One file: an 8-byte length, a JSON header, then the tensors as they arrive."""
+def _aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """An empty array on a 64-byte boundary, which the CPU backend takes over without copying."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def write_header(file: BinaryIO, slots: Sequence[Slot], dtype: str) -> dict[str, int]:
+    """Starts a file: an 8-byte length and a JSON header. Returns where the bytes of each tensor go, by name."""
     header, offset, size = {"__metadata__": {"format": "pt"}}, 0, np.dtype(dtype).itemsize
     for slot in slots:
         end = offset + size * int(np.prod(slot.shape))
@@ -169,12 +200,30 @@ def write_safetensors(path: Path, slots: list[Slot], arrays: Iterator[np.ndarray
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # the data starts on 8 bytes, as readers expect
-    with open(path, "wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for array in arrays:
+    file.write(len(encoded).to_bytes(8, "little") + encoded)
+    start = file.tell()
+    return {slot.name: start + header[slot.name]["data_offsets"][0] for slot in slots}
+
+
+def write_safetensors(directory: Path, shards: Mapping[str, Sequence[Slot]], dtype: str, arrays: Arrays) -> None:
+    """All files of a model. Tensors are written as they arrive, each to its place.
+
+    Args:
+      shards: the tensors of each file, by its name.
+      arrays: every tensor once, in any order, in the layout and dtype of the disk.
+    """
+    with ExitStack() as stack:
+        places = {}
+        for name, slots in shards.items():
+            file = stack.enter_context(open(directory / name, "wb"))
+            places |= {tensor: (file, at) for tensor, at in write_header(file, slots, dtype).items()}
+        for slot, array in arrays:
+            file, at = places[slot.name]
+            file.seek(at)
             file.write(array.reshape(-1).view(np.uint8))
-        file.flush()
-        os.fsync(file.fileno())
+        for file in {file for file, _ in places.values()}:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def split_shards(slots: list[Slot], itemsize: int, limit: int) -> dict[str, list[Slot]]:
@@ -190,3 +239,11 @@ def split_shards(slots: list[Slot], itemsize: int, limit: int) -> dict[str, list
     if len(groups) == 1:
         return {SINGLE: groups[0]}
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
+
+
+def write_index(directory: Path, shards: dict[str, list[Slot]], itemsize: int) -> None:
+    """The index of several files; a single one needs none."""
+    if len(shards) > 1:
+        total = itemsize * sum(int(np.prod(slot.shape)) for group in shards.values() for slot in group)
+        weight_map = {slot.name: name for name, group in shards.items() for slot in group}
+        write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
