@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jopsd.contexts import ContextConfig, SolutionContext
 from jopsd.methods import MethodConfig
+from jopsd.models.attention import ATTENTION
 from jopsd.models.lora import TARGETS
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -20,23 +21,33 @@ class Section(BaseModel):
 class Model(Section):
     """The student's initial weights, which are also the teacher's.
 
-    path: a Hugging Face model directory, or `builtin:sums`, the small model that ships with jopsd.
-    param_dtype: null is float32 when all parameters train, else the computation dtype.
+    path: a Hugging Face model directory, a hub id such as `Qwen/Qwen3-0.6B`, or `builtin:sums`, the small model that
+    ships with jopsd.
+    param_dtype: null is float32 when all parameters train, else the computation dtype. Parameters that train in
+    bfloat16 have a float32 optimiser, and updates rounded up or down at random, so that small ones add up.
+    attention: `auto` is cudnn or splash where GPU or TPU and shapes allow, else xla.
     """
 
     path: str
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     param_dtype: Literal["bfloat16", "float32"] | None = None
     remat: Literal["none", "dots", "full"] = "full"
-    attention: str = "xla"
+    attention: Literal[ATTENTION] = "auto"
 
 
 class Lora(Section):
-    """Low-rank adapters; without this section all parameters train."""
+    """Low-rank adapters; without this section all parameters train.
+
+    rslora: scale by alpha / sqrt(rank), not alpha / rank.
+    path: a PEFT adapter directory to start from, of this rank, scale and targets; null starts from no change. The base
+    without it stays the `fixed` teacher.
+    """
 
     rank: PositiveInt = 64
     alpha: Annotated[float, Field(gt=0)] = 128.0
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = TARGETS
+    rslora: bool = False
+    path: str | None = None
 
 
 class Reading(Section):
@@ -140,9 +151,14 @@ class Drawing(Section):
 
 
 class Sampling(Drawing):
-    """Rollouts. n: completions per prompt. slots: rows decoded together. chunk: decode steps per host round trip."""
+    """Rollouts. n: completions per prompt. slots: rows decoded together. chunk: decode steps per host round trip.
+
+    weights: `int8` rounds the projections of the sampler's copy; what that does to log-probabilities is logged as
+    sampler_gap. Evaluation draws from the exact weights.
+    """
 
     backend: Literal["jetstream", "loop"] = "jetstream"
+    weights: Literal["exact", "int8"] = "exact"
     n: PositiveInt = 1
     slots: PositiveInt = 32
     chunk: PositiveInt = 16

@@ -1,5 +1,6 @@
 """Everything a run needs before its first step, in the order in which a mistake is cheapest to find."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +19,12 @@ from jopsd.data.chat import require_chat_template
 from jopsd.data.datasets import load_problems
 from jopsd.data.problem import Problem, RowError
 from jopsd.mesh import make_mesh, token_shards
+from jopsd.models.attention import unavailable
 from jopsd.models.decoder import Decoder, ModelConfig
-from jopsd.models.hf import abstract_decoder, load_pretrained, read_config
+from jopsd.models.families import FAMILIES
+from jopsd.models.hf import abstract_decoder, architecture, fetch_from_hub, load_pretrained, read_config
 from jopsd.models.lora import Adapter, init_adapter
+from jopsd.models.peft import load_adapter
 from jopsd.models.sharding import sharded_shapes, tree_shardings
 from jopsd.models.tokenizer import eos_ids, load_tokenizer
 from jopsd.prompts import Item, Tokenizers, make_items, required_fields, student_prompt, training_prompts
@@ -73,28 +77,41 @@ class Restored(NamedTuple):
     policy: Policy
 
 
-def model_dir(model: Model) -> Path:
-    """The directory of `model.path`.
+def model_dir(model: Model, weights: bool = False) -> Path:
+    """The directory of `model.path`; see `source_dir`."""
+    return source_dir(model.path, "model.path", weights)
+
+
+def source_dir(path: str, key: str = "--model", weights: bool = True) -> Path:
+    """The model directory that a path, a hub id or a built-in name means.
+
+    Args:
+      key: says in the error what gave it.
+      weights: False fetches all but the weights from the hub, for what is read before a run is known to be sound.
 
     Raises:
-      ConfigError: it does not exist.
+      ConfigError: there is none.
     """
-    return source_dir(model.path, "model.path")
-
-
-def source_dir(path: str, key: str = "--model") -> Path:
-    """The model directory that a path or built-in name means; `key` says in the error what gave it."""
     directory = BUILTIN.get(path, Path(path))
-    if not directory.is_dir():
-        raise ConfigError(
-            f"{key} {path!r} is not a directory; give a Hugging Face model directory (download one with "
-            f"`hf download owner/name --local-dir DIR`), or one of {sorted(BUILTIN)}"
-        )
-    return directory
+    if directory.is_dir():
+        return directory
+    failed = ""
+    # In a folder that is here, a missing name is a slip, not a hub id.
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) and not directory.parent.is_dir():
+        try:
+            return fetch_from_hub(path, weights)
+        except Exception as error:
+            failed = f", nor could it be fetched from the hub ({checkpoint.first_line(error)})"
+    raise ConfigError(
+        f"{key} {path!r} is not a directory{failed}; give a Hugging Face model directory (download one with "
+        f"`hf download owner/name --local-dir DIR`), a hub id owner/name, or one of {sorted(BUILTIN)}"
+    )
 
 
 def make_task(config: Config) -> Task:
     """Loads tokenizer and rows and renders every prompt, so that a bad row is an error before anything compiles."""
+    if (why := unavailable(config.model.attention, config.model.dtype)) is not None:
+        raise ConfigError(f"model.attention: {why}; use auto")
     if config.reward is not None:
         require_grader(config.reward.name)
     directory = model_dir(config.model)
@@ -159,12 +176,12 @@ def _teacher_tokenizers(config: Config, student, vocab_size: int) -> dict[str, o
     tokenizers = {}
     for label, path in config.teacher.external.items():
         key = f"teacher.models.{label}" if label else "teacher.path"
-        directory = source_dir(path, key)
+        directory = source_dir(path, key, weights=False)
         tokenizers[label] = load_tokenizer(directory)
         require_chat_template(tokenizers[label])
         _check_same_vocabulary(key, directory, tokenizers[label], student, vocab_size)
     if config.reference.path is not None:
-        directory = source_dir(config.reference.path, "reference.path")
+        directory = source_dir(config.reference.path, "reference.path", weights=False)
         _check_same_vocabulary("reference.path", directory, load_tokenizer(directory), student, vocab_size)
     return tokenizers
 
@@ -232,17 +249,19 @@ def make_run_mesh(config: Config) -> Mesh:
 
 def load_weights(config: Config, mesh: Mesh) -> Weights:
     """Model, adapter, frozen teacher and optimiser state, each sharded by the table as it is made."""
-    directory = model_dir(config.model)
+    directory = model_dir(config.model, weights=True)
     cfg, dtype = _model_config(config, directory), config.model.dtype
     if cfg.vocab_size % mesh.shape["tensor"]:
         raise ConfigError(f"mesh.tensor {mesh.shape['tensor']} does not divide the vocabulary of {cfg.vocab_size}")
+    adapter = _given_adapter(config, cfg, directory, mesh)
     model = load_pretrained(directory, cfg, mesh)
     optimizer, schedule = make_optimizer(config.optimizer, config.train.steps, config.updates_per_step)
     rule = teacher_rule(config)
     others = _load_others(config, cfg.vocab_size, mesh)
     if config.lora is not None:
-        make = _make_adapter(config, cfg)
-        adapter = jax.jit(make, out_shardings=tree_shardings(jax.eval_shape(make), mesh))()
+        if adapter is None:
+            make = _make_adapter(config, cfg)
+            adapter = jax.jit(make, out_shardings=tree_shardings(jax.eval_shape(make), mesh))()
         state = init_state(adapter, optimizer, mesh, rule)
         return Weights(cfg, replace(others, base=model), state, optimizer, schedule)
     reads_base = config.method.reads_reference and others.reference is None
@@ -309,6 +328,7 @@ def step_options(config: Config) -> StepOptions:
         sampling_temperature=config.sampling.temperature if sampled else config.method.temperature,
         token_chunk=config.train.token_chunk,
         updates_per_step=config.updates_per_step,
+        seed=config.seed,
     )
 
 
@@ -329,8 +349,8 @@ def restore_policy(
     step = checkpoint.find_step(run_dir, step)
     if model is not None:
         config = config.model_copy(update={"model": config.model.model_copy(update={"path": model})})
-    directory = model_dir(config.model)
-    cfg = _model_config(config, directory)
+    directory = model_dir(config.model, weights=config.lora is not None)
+    cfg = replace(_model_config(config, directory), attention="auto")  # the run may have had another device
     mesh = make_mesh() if mesh is None else mesh
     shapes = jax.eval_shape(_make_adapter(config, cfg)) if config.lora else abstract_decoder(cfg)
     trainable = checkpoint.restore_trainable(run_dir, step, sharded_shapes(shapes, mesh))
@@ -350,5 +370,24 @@ def _model_config(config: Config, directory: Path, param_dtype: str | None = Non
 def _make_adapter(config: Config, cfg: ModelConfig) -> Callable[[], Adapter]:
     lora = config.lora
     return lambda: init_adapter(
-        cfg.projections, cfg.num_layers, lora.rank, lora.alpha, jax.random.key(config.seed), lora.targets
+        cfg.projections, cfg.num_layers, lora.rank, lora.alpha, jax.random.key(config.seed), lora.targets, lora.rslora
     )
+
+
+def _given_adapter(config: Config, cfg: ModelConfig, directory: Path, mesh: Mesh) -> Adapter | None:
+    """The adapter at `lora.path`; None where a run starts from a fresh one or has none.
+
+    Raises:
+      ConfigError: it is not what the section lora describes.
+    """
+    if config.lora is None or config.lora.path is None:
+        return None
+    fresh = jax.eval_shape(_make_adapter(config, cfg))
+    tensors = FAMILIES[architecture(directory)].tensors
+    name, path = config.model.path, config.lora.path
+    adapter = load_adapter(path, cfg.projections, cfg.num_layers, tensors, where_base=name, mesh=mesh)
+    facts = lambda a: (sorted(a.a), {x.shape[-1] for x in a.a.values()}, a.scale)  # noqa: E731
+    for key, ours, theirs in zip(("targets", "rank", "alpha / rank"), facts(fresh), facts(adapter), strict=True):
+        if ours != theirs:
+            raise ConfigError(f"lora.path {path}: {key} is {theirs} there, {ours} in the section lora; make them equal")
+    return adapter

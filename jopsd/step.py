@@ -33,6 +33,7 @@ from jopsd.teachers import (
     reference_reader,
     student_policy,
     teacher_readers,
+    wide,
 )
 
 
@@ -58,6 +59,7 @@ class StepOptions:
     """What is static in an update. Rows are rollouts; see `config.Train` for the rest.
 
     updates_per_step: optimiser updates on the rollouts of one training step.
+    seed: of the rounding of parameters that train in bfloat16.
     """
 
     method: Method
@@ -66,6 +68,7 @@ class StepOptions:
     sampling_temperature: float
     token_chunk: int = 1024
     updates_per_step: int = 1
+    seed: int = 0
 
 
 def make_optimizer(cfg, steps: int, updates_per_step: int = 1) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -91,10 +94,10 @@ def init_state(
     mesh: Mesh,
     teacher: TeacherRule = TeacherRule(),  # noqa: B008 (frozen)
 ) -> TrainState:
-    """A fresh state, each leaf where the sharding table puts it."""
+    """A fresh state, each leaf where the sharding table puts it. The optimiser's part is float32 or wider."""
 
     def state(t):
-        return TrainState(t, optimizer.init(t), jnp.zeros((), jnp.int32), initial_shadow(teacher, t))
+        return TrainState(t, optimizer.init(wide(t)), jnp.zeros((), jnp.int32), initial_shadow(teacher, t))
 
     return jax.jit(state, out_shardings=tree_shardings(jax.eval_shape(state, trainable), mesh))(trainable)
 
@@ -160,7 +163,7 @@ def _update(options, optimizer, mesh, state: TrainState, models: Models, batch: 
     norm = optax.global_norm(gradient)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
-    trainable = optax.apply_updates(state.trainable, changes)
+    trainable = _apply(state.trainable, changes, jax.random.fold_in(jax.random.key(options.seed), state.updates))
     # Without a token to learn from, momentum and weight decay alone would still move the weights.
     moves = finite & (batch.mask != 0).any()
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(moves, n, o), new, old)  # noqa: E731
@@ -170,6 +173,29 @@ def _update(options, optimizer, mesh, state: TrainState, models: Models, batch: 
     metrics = {"loss": loss, "grad_norm": norm, "nonfinite": ~finite}
     metrics |= _summarise(statistics, batch)
     return new, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
+
+
+def _apply(trainable, changes, key: jax.Array):
+    """trainable + changes; bfloat16 parameters are rounded up or down at random, in proportion.
+
+    Rounded to the nearest, a change below 1/256 of a parameter would be lost every time.
+    """
+    leaves, tree = jax.tree.flatten(trainable)
+
+    def add(leaf, change, key):
+        total = leaf + change
+        return stochastic_bfloat16(total, key) if leaf.dtype == jnp.bfloat16 else total.astype(leaf.dtype)
+
+    keys = jax.random.split(key, len(leaves))
+    return tree.unflatten(map(add, leaves, jax.tree.leaves(changes), keys))
+
+
+def stochastic_bfloat16(x: jax.Array, key: jax.Array) -> jax.Array:
+    """float32 -> bfloat16, to one of the two neighbours, so that the expectation is x. NaN and infinity stay."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    rounded = jax.lax.bitcast_convert_type((bits + noise) & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
 
 
 def _hidden(policy: Policy, view, length: int) -> jax.Array:

@@ -87,7 +87,7 @@ def initial_shadow(rule: TeacherRule, trainable):
     """The moving teacher before the first update: the student's weights, float32 for an average; None for others."""
     if not rule.follows:
         return None
-    return jax.tree.map(jnp.copy, _wide(trainable) if rule.kind == "ema" else trainable)
+    return jax.tree.map(jnp.copy, wide(trainable) if rule.kind == "ema" else trainable)
 
 
 def follow(rule: TeacherRule, shadow, trainable, updates: jax.Array):
@@ -105,8 +105,9 @@ def follow(rule: TeacherRule, shadow, trainable, updates: jax.Array):
     blend: Callable = lambda old, new: rule.decay * old + (1 - rule.decay) * new  # noqa: E731
     copies = (updates == 1) & (rule.start == "first_update")
     move = lambda old, new: jnp.where(copies, new, jnp.where(due, blend(old, new), old))  # noqa: E731
-    return jax.tree.map(move, shadow, _wide(trainable))
+    return jax.tree.map(move, shadow, wide(trainable))
 
 
-def _wide(tree):
+def wide(tree):
+    """The tree with floats of at least 32 bits."""
     return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)

@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,12 @@ from jopsd.data.chat import template_honours_thinking
 from jopsd.data.loader import training_iterator
 from jopsd.evaluate import Estimate, evaluate
 from jopsd.mesh import put_rows
+from jopsd.models.decoder import Decoder
+from jopsd.models.quantize import int8_projections
+from jopsd.models.sharding import tree_shardings
 from jopsd.rewards.grader import make_grader
 from jopsd.rollouts import batch_of, dump, rollout_metrics, sample_rollouts, solution_rollouts, with_teachers
-from jopsd.sampling import Sampler, SamplingParams, make_sampler
+from jopsd.sampling import Policy, Sampler, SamplingParams, make_sampler
 from jopsd.schema import TEACHER_KEYS
 from jopsd.setup import Task, Weights, load_weights, make_run_mesh, make_task, step_options
 from jopsd.step import TrainState, make_old_logprobs, make_update
@@ -102,6 +106,7 @@ class _Loop:
         self.manager, self.tracker, self.pool, self.sampler, self.progress = manager, tracker, pool, sampler, progress
         options = step_options(config)
         self.update = make_update(options, weights.optimizer, mesh, weights.state)
+        self.drawn = _drawn_weights(config, weights.models.base, mesh)
         parts = config.rows_per_step // config.micro_rows
         self.old_logprobs = make_old_logprobs(options, mesh, parts) if config.updates_per_step > 1 else None
 
@@ -166,7 +171,7 @@ class _Loop:
             eos, limit = task.stop_ids[0], config.sampling.max_new_tokens
             return list(solution_rollouts(items, task.tokenizer, eos, config.method.tokens, limit))
         version = step - 1
-        self.sampler.update(student_policy(state.trainable, self.weights.models.base), version)
+        self.sampler.update(self.drawn(student_policy(state.trainable, self.weights.models.base)), version)
         grade = self.pool.submit if self.pool is not None else None
         rollouts = sample_rollouts(
             self.sampler,
@@ -223,6 +228,24 @@ def _params(section, task: Task) -> SamplingParams:
     return SamplingParams(section.max_new_tokens, section.temperature, section.top_p, section.top_k, task.stop_ids)
 
 
+def _drawn_weights(config: Config, base: Decoder | None, mesh) -> Callable[[Policy], Policy]:
+    """What rollouts are drawn from, given the policy: itself, or itself with int8 projections.
+
+    base: the frozen model under an adapter, which is rounded once. A model that trains is rounded at each step.
+    """
+    if config.sampling.weights == "exact" or config.method.trains_on != "rollouts":
+        return lambda policy: policy
+
+    def rounded(model: Decoder) -> Decoder:
+        shapes = jax.eval_shape(int8_projections, model)
+        return jax.jit(int8_projections, out_shardings=tree_shardings(shapes, mesh))(model)
+
+    if config.lora is None:
+        return lambda policy: Policy(rounded(policy.model), None)
+    once = rounded(base)
+    return lambda policy: Policy(once, policy.adapter)
+
+
 def _make_sampler(config: Config, task: Task, weights: Weights, state: TrainState, mesh) -> Sampler:
     longest = lambda items: max((len(item.prompts["student"]) for item in items), default=0)  # noqa: E731
     limits = [longest(task.train) + config.sampling.max_new_tokens]
@@ -260,6 +283,8 @@ def header(config: Config, task: Task) -> str:
         lines.append("this model's chat template ignores the thinking flag: thinking keys change nothing")
     if config.sampling.top_p < 1 or config.sampling.top_k:
         lines.append("rollouts are drawn from a truncated distribution (top_p, top_k); log-probabilities are not")
+    if config.sampling.weights == "int8":
+        lines.append("rollouts are drawn with int8 projections; sampler_gap is what that does to log-probabilities")
     for view, ids in example.items():
         lines += [f"--- first {view} prompt ({len(ids)} tokens)", task.tokenizer.decode(ids)]
     return "\n".join([*lines, "---"])

@@ -83,6 +83,8 @@ def test_a_section_that_only_one_has_is_told_key_by_key(files, tmp_path, capsys)
         "lora.rank: 8 -> -",
         "lora.alpha: 128.0 -> -",
         "lora.targets: ['q', 'v'] -> -",
+        "lora.rslora: False -> -",
+        "lora.path: None -> -",
         "lora: - -> None",
     }
 

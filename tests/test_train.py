@@ -141,6 +141,21 @@ def test_training_all_weights_starts_at_the_loss_of_lora_and_then_differs(tmp_pa
 
 
 @pytest.mark.slow
+def test_a_run_starts_from_the_adapter_of_another_and_the_teacher_stays_the_base(tmp_path, env, base):
+    from jopsd.models.families import FAMILIES
+    from jopsd.models.peft import save_adapter
+    from jopsd.setup import restore_policy
+
+    save_adapter(restore_policy(base).policy.adapter, tmp_path / "adapter", FAMILIES["Qwen3ForCausalLM"].tensors)
+    start = {"rank": 4, "alpha": 8, "path": str(tmp_path / "adapter")}
+    run(write_config(tmp_path, "next", lora=start, train={"steps": 1}), env)
+    first, last = rows(tmp_path / "next")[0], rows(base)[-1]
+    assert first["step"] == 0 and last["step"] == 4
+    assert {k: v for k, v in first.items() if k != "step"} == {k: v for k, v in last.items() if k != "step"}
+    # On the first batch of the same seed, the loss is that of the adapter against the same base.
+    assert 0 < series(tmp_path / "next", "loss")[0] < series(base, "loss")[0]
+
+
 def test_micro_batches_change_no_loss(tmp_path, env, base):
     run(write_config(tmp_path, train={"micro_batch_size": 1}), env)
     np.testing.assert_allclose(series(tmp_path / "run", "loss"), series(base, "loss"), rtol=1e-5)

@@ -7,6 +7,10 @@ from pathlib import Path
 import jax
 import pytest
 
+from jopsd.models.families import FAMILIES
+from jopsd.models.hf import read_config
+from jopsd.models.lora import init_adapter
+from jopsd.models.peft import save_adapter
 from jopsd.setup import BUILTIN
 from jopsd.train import main
 from tests.runs import write_config, write_rows
@@ -64,6 +68,58 @@ def test_an_unknown_key_or_a_wrong_type_is_refused_with_the_dotted_key(refuse):
 def test_a_missing_model_directory_is_refused_with_the_way_to_get_one(refuse):
     message = refuse("model.path=no/such/model")
     assert "model.path 'no/such/model' is not a directory" in message and "hf download" in message
+
+
+def test_a_hub_id_that_cannot_be_fetched_is_refused_with_the_reason(refuse, monkeypatch):
+    def offline(name, **_):
+        raise OSError(f"no route to {name}")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    message = refuse("model.path=owner/name")
+    assert "'owner/name' is not a directory, nor could it be fetched from the hub (no route to owner/name)" in message
+
+
+def test_a_hub_id_is_fetched_without_weights_first_so_that_a_bad_row_costs_no_download(refuse, monkeypatch, tmp_path):
+    fetched = []
+
+    def download(name, allow_patterns):
+        fetched.append((name, allow_patterns))
+        return BUILTIN["builtin:sums"]
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    write_rows(tmp_path / "bad.jsonl", [{"problem": "1+1"}])
+    refuse("model.path=owner/name", f"data.source={tmp_path / 'bad.jsonl'}")
+    assert [name for name, _ in fetched] == ["owner/name"]
+    assert "*.json" in fetched[0][1] and "*.safetensors" not in fetched[0][1]
+
+
+def test_a_missing_name_in_a_folder_that_is_here_is_not_taken_for_a_hub_id(refuse, monkeypatch, tmp_path):
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    assert "model.path 'models/typo' is not a directory; give" in refuse("model.path=models/typo")
+
+
+def test_an_attention_backend_that_this_device_lacks_is_refused(refuse):
+    message = refuse("model.attention=splash")
+    assert "model.attention: splash attention runs on a TPU, and this process computes on cpu; use auto" in message
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"rank": 8, "alpha": 16}, "rank is {2} there, {8} in the section lora"),
+        ({"rank": 2, "alpha": 16}, "alpha / rank is 2.0 there, 8.0 in the section lora"),
+        ({"rank": 2, "alpha": 4, "targets": ["q"]}, "targets is ['q', 'v'] there, ['q'] in the section lora"),
+    ],
+)
+def test_an_adapter_to_start_from_must_be_what_the_section_describes(tmp_path, capsys, section, told):
+    cfg = read_config(BUILTIN["builtin:sums"])
+    adapter = init_adapter(cfg.projections, cfg.num_layers, 2, 4.0, jax.random.key(0), ("q", "v"))
+    save_adapter(adapter, tmp_path / "adapter", FAMILIES["Qwen3ForCausalLM"].tensors)
+    lora = {"targets": ["q", "v"], **section, "path": str(tmp_path / "adapter")}
+    assert main(["--config", str(write_config(tmp_path, train={"batch_size": 8}, lora=lora))]) == 1
+    assert f"lora.path {tmp_path / 'adapter'}: {told}" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_with_the_ones_we_know(refuse, model):

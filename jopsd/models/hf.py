@@ -79,6 +79,23 @@ def _raw_config(directory: Path) -> dict:
     return read_json(directory / CONFIG, "it must be a model directory in the Hugging Face layout")
 
 
+def architecture(directory: str | Path) -> str:
+    """The architecture that a directory's config.json names, a key of `FAMILIES`."""
+    directory = Path(directory)
+    return find_family(_raw_config(directory), str(directory / CONFIG))[0]
+
+
+def fetch_from_hub(name: str, weights: bool = True) -> Path:
+    """The local copy of a model on the Hugging Face hub, fetched as far as it is not here yet.
+
+    weights: False leaves the safetensors files out.
+    """
+    from huggingface_hub import snapshot_download  # slow to import
+
+    files = ["*.json", "*.txt", "*.jinja", "*.model", "additional_chat_templates/*"]
+    return Path(snapshot_download(name, allow_patterns=[*files, "*.safetensors"] if weights else files))
+
+
 def read_config(directory: str | Path, **overrides) -> ModelConfig:
     """The `ModelConfig` of a Hugging Face directory.
 
