@@ -1,1 +1,1 @@
-"""Weights between Hugging Face directories, orbax directories and runs: `python -m convert --help`."""
+"""Weights between Hugging Face directories, orbax directories, runs and PEFT adapters: `python -m convert --help`."""

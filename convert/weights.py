@@ -1,31 +1,32 @@
-"""Hugging Face directory -> orbax directory and back, and a run's checkpoint -> Hugging Face directory.
+"""Weights from one layout to another: Hugging Face, orbax, a run's checkpoint, PEFT.
 
 An orbax directory is `model/` (the decoder, flax.nnx), `config.json` and the tokenizer files, so it needs nothing else.
-Every output appears under its name only when it is complete.
+Every output appears under its name only when it is complete. All weights move leaf by leaf.
 """
 
-import os
 import shutil
 from pathlib import Path
 
-import orbax.checkpoint as ocp
+import numpy as np
 
-from jopsd.checkpoint import first_line
+from convert.opened import Opened, open_adapter, open_run, open_source, open_weights, run_adapter, tensors_of
+from convert.output import progress_bar
+from convert.sources import MODEL, Source
 from jopsd.mesh import make_mesh
-from jopsd.models.decoder import Decoder
+from jopsd.models.decoder import parameter_count
 from jopsd.models.hf import (
     CONFIG,
-    abstract_decoder,
+    MAX_SHARD_BYTES,
     copy_companions,
-    load_pretrained,
+    open_pretrained,
+    partial_directory,
     read_config,
     require_free,
-    save_pretrained,
+    write_pretrained,
 )
-from jopsd.models.sharding import sharded_shapes
-from jopsd.setup import restore_policy
-
-MODEL = "model"
+from jopsd.models.orbax_model import write_model
+from jopsd.models.peft import save_adapter
+from jopsd.setup import BUILTIN
 
 
 def to_flax(source: Path, output: Path) -> None:
@@ -35,33 +36,33 @@ def to_flax(source: Path, output: Path) -> None:
       FileExistsError: `output` exists and is not an empty directory.
       FileNotFoundError, ValueError: `source` is not a model directory that jopsd can read; by file and tensor.
     """
-    require_free(output)
-    model = load_pretrained(source, mesh=make_mesh())
-    unfinished = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process of the same id
-        unfinished.mkdir(parents=True)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(unfinished.resolve() / MODEL, model)
-        shutil.copyfile(source / CONFIG, unfinished / CONFIG)
-        copy_companions(source, unfinished)
-        os.replace(unfinished, output)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+    cfg = read_config(source)
+    size = parameter_count(cfg) * np.dtype(cfg.param_dtype).itemsize
+    with partial_directory(output) as folder, progress_bar("reading", size) as progress:
+        shapes, load = open_pretrained(source, cfg, make_mesh(), progress)
+        write_model(folder / MODEL, shapes, load)
+        shutil.copyfile(source / CONFIG, folder / CONFIG)
+        copy_companions(source, folder)
 
 
-def flax_to_hf(source: Path, output: Path, dtype: str | None) -> str:
+def flax_to_hf(source: Path, output: Path, dtype: str | None, max_shard_bytes: int = MAX_SHARD_BYTES) -> str:
     """Writes an orbax directory made by `to_flax` as a Hugging Face directory. Returns what it wrote, in words.
 
     dtype: None keeps that of the weights, and then every tensor has the bytes it had before `to_flax`.
     """
     require_free(output)
-    save_pretrained(_load_flax(source), output, source, dtype=dtype)
+    _write(open_source(Source("orbax", source), make_mesh()), output, dtype, max_shard_bytes)
     return f"the weights of {source}"
 
 
-def run_to_hf(run_dir: Path, step: int | None, output: Path, dtype: str | None, model: str | None = None) -> str:
+def run_to_hf(
+    run_dir: Path,
+    step: int | None,
+    output: Path,
+    dtype: str | None,
+    model: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> str:
     """Writes what a run learnt as a Hugging Face directory: its adapter folded in (in float32), or its own weights.
 
     Args:
@@ -71,20 +72,64 @@ def run_to_hf(run_dir: Path, step: int | None, output: Path, dtype: str | None, 
     Returns what it wrote, in words.
     """
     require_free(output)
-    run = restore_policy(run_dir, step, model)
-    dtype = dtype or read_config(run.directory).param_dtype
-    save_pretrained(run.policy.model, output, run.directory, adapter=run.policy.adapter, dtype=dtype)
-    kind = "all weights" if run.policy.adapter is None else "the adapter merged into its base"
-    return f"step {run.step} of {run_dir}, {kind}, in {dtype}"
+    opened = open_weights(open_run(run_dir, step, model), make_mesh())
+    dtype = dtype or read_config(opened.directory).param_dtype
+    _write(opened, output, dtype, max_shard_bytes)
+    return f"{opened.label}, in {dtype}"
 
 
-def _load_flax(directory: Path) -> Decoder:
-    shapes = abstract_decoder(read_config(directory))
-    like = sharded_shapes(shapes, make_mesh())
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(directory.resolve() / MODEL, like)
-    except Exception as error:
-        raise ValueError(
-            f"{directory / MODEL} does not hold the model of its config.json: {first_line(error)}"
-        ) from error
+def merge(base: Source, adapter: Path, output: Path, dtype: str | None, max_shard_bytes: int = MAX_SHARD_BYTES) -> str:
+    """Writes a base with a PEFT adapter folded in as a Hugging Face directory. Returns what it wrote, in words.
+
+    Product and sum are in float32, so each number is rounded once, to `dtype`: None is that of the base.
+
+    Raises:
+      FileExistsError: `output` exists and is not an empty directory.
+      FileNotFoundError, ValueError: either cannot be read, or the adapter is for another base; by file and tensor.
+    """
+    require_free(output)
+    mesh = make_mesh()
+    factors = open_adapter(adapter, base.path, mesh)  # first: it is small, and often what is wrong
+    opened = open_source(base, mesh)
+    dtype = dtype or opened.config.param_dtype
+    _write(opened._replace(adapter=factors), output, dtype, max_shard_bytes)
+    return f"{adapter} merged into {base.path}, in {dtype}"
+
+
+def adapter(run_dir: Path, step: int | None, output: Path, model: str | None = None) -> str:
+    """Writes the adapter of a run as a PEFT directory, with the tokenizer of its base beside it.
+
+    model: where the initial model lies, if no longer at the config's `model.path`. Returns what it wrote, in words.
+
+    Raises:
+      ValueError: the run has no adapter.
+      FileExistsError: `output` exists and is not an empty directory.
+    """
+    require_free(output)
+    run = open_run(run_dir, step, model, weights=False)
+    if run.config.lora is None:
+        raise ValueError(f"{run_dir} trained all weights and has no adapter: export it with to-hf --from {run_dir}")
+    path = model or run.config.model.path
+    base = run.directory if path in BUILTIN else path
+    learnt = run_adapter(run, make_mesh())
+    with partial_directory(output) as folder:
+        save_adapter(learnt, folder, tensors_of(run.directory), rslora=run.config.lora.rslora, base=base)
+        copy_companions(run.directory, folder)
+    return f"the adapter of step {run.step} of {run_dir}, for {base}"
+
+
+def _write(opened: Opened, output: Path, dtype: str | None, max_shard_bytes: int) -> None:
+    dtype = dtype or opened.config.param_dtype
+    size = parameter_count(opened.config) * np.dtype(dtype).itemsize
+    with progress_bar("writing", size) as progress:
+        write_pretrained(
+            opened.config,
+            opened.shapes,
+            opened.leaf,
+            output,
+            opened.directory,
+            opened.adapter,
+            dtype,
+            max_shard_bytes,
+            progress,
+        )

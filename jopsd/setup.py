@@ -250,7 +250,7 @@ def make_run_mesh(config: Config) -> Mesh:
 def load_weights(config: Config, mesh: Mesh) -> Weights:
     """Model, adapter, frozen teacher and optimiser state, each sharded by the table as it is made."""
     directory = model_dir(config.model, weights=True)
-    cfg, dtype = _model_config(config, directory), config.model.dtype
+    cfg, dtype = model_config(config, directory), config.model.dtype
     if cfg.vocab_size % mesh.shape["tensor"]:
         raise ConfigError(f"mesh.tensor {mesh.shape['tensor']} does not divide the vocabulary of {cfg.vocab_size}")
     adapter = _given_adapter(config, cfg, directory, mesh)
@@ -260,7 +260,7 @@ def load_weights(config: Config, mesh: Mesh) -> Weights:
     others = _load_others(config, cfg.vocab_size, mesh)
     if config.lora is not None:
         if adapter is None:
-            make = _make_adapter(config, cfg)
+            make = adapter_maker(config, cfg)
             adapter = jax.jit(make, out_shardings=tree_shardings(jax.eval_shape(make), mesh))()
         state = init_state(adapter, optimizer, mesh, rule)
         return Weights(cfg, replace(others, base=model), state, optimizer, schedule)
@@ -276,7 +276,7 @@ def _load_others(config: Config, vocab_size: int, mesh: Mesh) -> Models:
 
     def load(path: str, key: str):
         directory = source_dir(path, key)
-        cfg = _model_config(config, directory, config.model.dtype)
+        cfg = model_config(config, directory, config.model.dtype)
         model = load_pretrained(directory, cfg, mesh)
         return model if cfg.vocab_size == vocab_size else _without_padding(model, vocab_size, mesh)
 
@@ -350,15 +350,15 @@ def restore_policy(
     if model is not None:
         config = config.model_copy(update={"model": config.model.model_copy(update={"path": model})})
     directory = model_dir(config.model, weights=config.lora is not None)
-    cfg = replace(_model_config(config, directory), attention="auto")  # the run may have had another device
+    cfg = replace(model_config(config, directory), attention="auto")  # the run may have had another device
     mesh = make_mesh() if mesh is None else mesh
-    shapes = jax.eval_shape(_make_adapter(config, cfg)) if config.lora else abstract_decoder(cfg)
+    shapes = jax.eval_shape(adapter_maker(config, cfg)) if config.lora else abstract_decoder(cfg)
     trainable = checkpoint.restore_trainable(run_dir, step, sharded_shapes(shapes, mesh))
     base = load_pretrained(directory, cfg, mesh) if config.lora else None
     return Restored(config, step, directory, cfg, student_policy(trainable, base))
 
 
-def _model_config(config: Config, directory: Path, param_dtype: str | None = None) -> ModelConfig:
+def model_config(config: Config, directory: Path, param_dtype: str | None = None) -> ModelConfig:
     """The config of the model in `directory`; param_dtype: null is the student's."""
     model = config.model
     param_dtype = param_dtype or model.param_dtype or (model.dtype if config.lora else "float32")
@@ -367,7 +367,8 @@ def _model_config(config: Config, directory: Path, param_dtype: str | None = Non
     )
 
 
-def _make_adapter(config: Config, cfg: ModelConfig) -> Callable[[], Adapter]:
+def adapter_maker(config: Config, cfg: ModelConfig) -> Callable[[], Adapter]:
+    """Makes the fresh adapter of a run; `jax.eval_shape` of it is the shape of its trained one."""
     lora = config.lora
     return lambda: init_adapter(
         cfg.projections, cfg.num_layers, lora.rank, lora.alpha, jax.random.key(config.seed), lora.targets, lora.rslora
@@ -382,7 +383,7 @@ def _given_adapter(config: Config, cfg: ModelConfig, directory: Path, mesh: Mesh
     """
     if config.lora is None or config.lora.path is None:
         return None
-    fresh = jax.eval_shape(_make_adapter(config, cfg))
+    fresh = jax.eval_shape(adapter_maker(config, cfg))
     tensors = FAMILIES[architecture(directory)].tensors
     name, path = config.model.path, config.lora.path
     adapter = load_adapter(path, cfg.projections, cfg.num_layers, tensors, where_base=name, mesh=mesh)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -32,10 +33,9 @@ TINY = [
 KINDS = {"lora": "lora.rank=4", "full": "lora=null"}
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, Path]:
+@cache
+def trained_runs(folder: Path) -> dict[str, Path]:
     """Two runs of two steps made by the trainer itself: one with an adapter, one that trains all weights."""
-    folder = tmp_path_factory.mktemp("runs")
     script = "import sys; from jopsd.train import main; sys.exit(max(main(part.split('|')) for part in sys.argv[1:]))"
     config = ["--config", str(REPO / "configs" / "quickstart.yaml"), *TINY]
     commands = ["|".join([*config, override, f"output_dir={folder / kind}"]) for kind, override in KINDS.items()]
@@ -46,9 +46,18 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     return {kind: folder / kind for kind in KINDS}
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    return trained_runs(tmp_path_factory.getbasetemp() / "runs-to-convert")
+
+
 def tensors_of(directory: Path) -> dict[str, tuple[str, bytes]]:
-    with safe_open(directory / "model.safetensors", "np") as handle:
-        return {name: (handle.get_slice(name).get_dtype(), handle.get_tensor(name).tobytes()) for name in handle.keys()}
+    found = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, "np") as handle:
+            for name in handle.keys():
+                found[name] = handle.get_slice(name).get_dtype(), handle.get_tensor(name).tobytes()
+    return found
 
 
 def error_of(capsys, *argv) -> str:

@@ -163,3 +163,27 @@ def test_a_run_with_an_int8_sampler_reports_the_gap_and_evaluates_the_exact_weig
     assert max(exact) < 1e-4 < min(rounded) and max(rounded) < 0.1
     first = lambda name: next(row for row in rows(tmp_path / name) if row["step"] == 0)  # noqa: E731
     assert json.dumps(first("int8")) == json.dumps(first("exact"))
+
+
+# ------------------------------------------------------------------------------------------------------ one copy
+
+
+def test_under_lora_one_copy_of_the_base_serves_student_teacher_and_sampler(tmp_path):
+    from jopsd.config import load_config
+    from jopsd.mesh import make_mesh
+    from jopsd.setup import load_weights
+    from jopsd.teachers import student_policy, teacher_readers
+
+    config = load_config(write_config(tmp_path, model={"dtype": "bfloat16"}))
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    before = {id(x) for x in jax.live_arrays()}
+    weights = load_weights(config, mesh)
+    new = sum(x.nbytes for x in jax.live_arrays() if id(x) not in before)
+    base = sum(x.nbytes for x in jax.tree.leaves(weights.models.base))
+    adapter = sum(x.nbytes for x in jax.tree.leaves(weights.state.trainable))
+    assert new < base + 3 * adapter + 10_000  # the adapter and its two moments
+    assert {str(x.dtype) for x in jax.tree.leaves(weights.models.base)} == {"bfloat16"}
+    assert {str(x.dtype) for x in jax.tree.leaves(weights.state.trainable)} == {"float32"}
+    student = student_policy(weights.state.trainable, weights.models.base)
+    [teacher] = teacher_readers(TeacherRule("fixed"), weights.state.trainable, None, weights.models)[""].policies
+    assert student.model is teacher.model is weights.models.base and teacher.adapter is None

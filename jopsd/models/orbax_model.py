@@ -61,10 +61,12 @@ def write_model(directory: Path, shapes, make: Callable) -> None:
     """
     leaf = lambda path, x: _Leaf(x.shape, x.dtype, lambda: make(path, x))  # noqa: E731
     tree = nested((path, leaf(path, x)) for path, x in jax.tree_util.tree_flatten_with_path(shapes)[0])
-    handler = _OneByOne(enable_write_sharding_file=False, array_metadata_store=None)
-    registry = ocp.type_handlers.create_type_handler_registry((_Leaf, handler))
+    one_by_one = _OneByOne(enable_write_sharding_file=False, array_metadata_store=None)
+    arrays = (jax.Array, ocp.type_handlers.ArrayHandler())  # none are written, but orbax warns where it has no rule
+    registry = ocp.type_handlers.create_type_handler_registry((_Leaf, one_by_one), arrays)
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(Path(directory).resolve(), args=ocp.args.PyTreeSave(tree, save_args=chunks))
 
 
