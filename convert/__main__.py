@@ -11,7 +11,7 @@ RUN_HELP = "a run's output_dir; without :STEP its newest checkpoint"
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     try:
         return args.command(args)
     except KeyboardInterrupt:
@@ -86,17 +86,18 @@ def _inspect(args) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
         prog="python -m convert",
         description="Converts, compares and inspects weights. An output appears only when complete, and nothing that "
         "exists is overwritten.",
         epilog="`python -m convert COMMAND --help` shows the options of a command, and examples.",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_to_flax, _add_to_hf, _add_merge, _add_adapter, _add_verify, _add_inspect):
         add(commands)
-    return parser
+    return top
 
 
 def _command(commands, name: str, run: Callable, about: str, examples: list[str]) -> Callable:

@@ -114,7 +114,8 @@ def test_show_prints_every_key_and_no_extends(files, capsys):
     tree = yaml.safe_load(capsys.readouterr().out)
     assert "extends" not in tree
     assert tree["train"]["steps"] == 150, "a default"
-    assert tree["lora"] == {"rank": 16, "alpha": 128.0, "targets": ["q", "v"]}, "inherited and overridden"
+    fresh = {"rslora": False, "path": None}
+    assert tree["lora"] == {"rank": 16, "alpha": 128.0, "targets": ["q", "v"], **fresh}, "inherited and overridden"
 
 
 # -------------------------------------------------------------------------------------------------------------- errors

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 
+from convert.__main__ import parser as convert_parser
 from jopsd.config import load_config
 from jopsd.contexts import (
     Attempt,
@@ -34,6 +35,7 @@ from jopsd.data.problem import Problem
 from jopsd.mesh import make_mesh, put_rows
 from jopsd.methods import MethodConfig
 from jopsd.methods.correction import Correction
+from jopsd.models.families import FAMILIES
 from jopsd.schema import TEACHER_KEYS, Reference, Teacher
 from tests import method_cases as case
 from tests.golden.__main__ import ADAPTERS, _read, read_entries
@@ -268,6 +270,18 @@ COMMANDS = [
 def test_the_commands_on_a_page_have_configs_that_can_be_used(name, command):
     _, config, *overrides = shlex.split(command.rstrip("`\\ "))
     load_config(REPO / config, overrides)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/models.md"])
+def test_the_conversions_on_a_page_are_commands_there_are(name):
+    commands = re.findall(r"^python -m convert (.*)$", page(name), re.MULTILINE)
+    assert len(commands) >= 5
+    for command in commands:
+        convert_parser().parse_args(shlex.split(command, comments=True))
+
+
+def test_the_table_of_families_on_the_page_is_the_table_in_the_code():
+    assert re.findall(r"^\| `(\w+ForCausalLM)`", page("docs/models.md"), re.MULTILINE) == list(FAMILIES)
 
 
 @pytest.mark.parametrize("name", [*METHODS, "copsd"])

@@ -100,7 +100,7 @@ def module(name: str, *arguments: str, env: dict[str, str], cwd: Path) -> str:
 
 
 @pytest.fixture(
-    params=["Qwen3", "Olmo3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Qwen2", "Llama", "real rows"))]
+    params=["Olmo3", *(pytest.param(x, marks=pytest.mark.slow) for x in ("Qwen3", "Qwen2", "Llama", "real rows"))]
 )
 def case(request, tmp_path) -> dict:
     """Training rows, evaluation rows and sizes: a handful made here, or the real ones and a few million parameters."""

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import pytest
 
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.lora import init_adapter
+from jopsd.models.rope import Yarn
 from jopsd.models.sharding import tree_shardings
 from jopsd.sampling import Policy, Request, SamplerError, SamplingParams, make_sampler
 from jopsd.sampling import engine as engine_module
@@ -25,12 +27,12 @@ SLOTS, MAX_LENGTH, CHUNK = 4, 64, 4
 BOTH = pytest.mark.parametrize("name", ["loop", "jetstream"])
 
 
-def make_policy(seed=0, adapter=False):
+def make_policy(seed=0, adapter=False, cfg=CFG):
     """Weights large enough for a peaked distribution."""
-    model = jax.tree.map(lambda x: x * 6 if x.ndim >= 2 else x, Decoder(CFG, jax.random.key(seed)))
+    model = jax.tree.map(lambda x: x * 6 if x.ndim >= 2 else x, Decoder(cfg, jax.random.key(seed)))
     if not adapter:
         return Policy(model, None)
-    lora = init_adapter(CFG.projections, CFG.num_layers, 4, 8.0, jax.random.key(seed + 1))
+    lora = init_adapter(cfg.projections, cfg.num_layers, 4, 8.0, jax.random.key(seed + 1))
     return Policy(model, jax.tree.map(lambda x: x + 0.3, lora))
 
 
@@ -544,6 +546,37 @@ def test_slots_over_a_mesh_of_eight_devices_give_the_same_tokens(build, oracle):
         assert completion.completion_ids.tolist() == oracle[key].completion_ids.tolist(), key
         np.testing.assert_allclose(completion.logprobs, oracle[key].logprobs, atol=1e-4)
     assert_same_bits(collect(stream, mixed_requests()), found)
+
+
+# What the families add to the decoder; the window is shorter than most of the sequences.
+VARIANTS = {
+    "biases": replace(CFG, qk_norm="none", biases=("q", "k", "v", "o", "gate", "up", "down")),
+    "windows": replace(
+        CFG, num_layers=4, pattern=("sliding", "full"), window=5, norm="post", qk_norm="projection",
+        rope_scaling=Yarn(4.0, 16, 1.1), stretch_sliding=False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_of_the_decoder_draws_the_same_on_one_device_and_on_eight(variant):
+    cfg = VARIANTS[variant]
+    policy = jax.tree.map(
+        lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size)).reshape(x.shape) if x.ndim == 2 else x,
+        make_policy(adapter=True, cfg=cfg),
+    )
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    alone = make_sampler("loop", cfg, policy, SLOTS, MAX_LENGTH, CHUNK)
+    split = make_sampler(
+        "loop", cfg, jax.device_put(policy, tree_shardings(policy, mesh)), SLOTS, MAX_LENGTH, CHUNK, mesh
+    )
+    temperature = {request.id: request.params.temperature for request in mixed_requests()}
+    found, expected = (collect(sampler, mixed_requests()) for sampler in (split, alone))
+    for key, completion in expected.items():
+        assert found[key].completion_ids.tolist() == completion.completion_ids.tolist(), key
+        np.testing.assert_allclose(found[key].logprobs, completion.logprobs, atol=1e-4)
+        forced = teacher_forced(policy, completion, temperature[completion.request_id])
+        np.testing.assert_allclose(completion.logprobs, forced, atol=1e-4)
 
 
 def test_compiled_programs_are_few(build):

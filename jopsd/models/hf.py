@@ -390,6 +390,7 @@ def write_pretrained(
                 yield slot, array
                 if progress is not None:
                     progress(array.nbytes)
+            del whole, array  # before the next leaf is read
 
     with partial_directory(directory) as partial_dir:
         if partial_dir is None:
