@@ -78,6 +78,22 @@ def test_splash_takes_any_length(length):
     np.testing.assert_allclose(out, through_xla(q, k, v, segments, None), atol=2e-5, rtol=0)
 
 
+def test_cudnn_is_given_even_lengths(monkeypatch):
+    attend, lengths = jax.nn.dot_product_attention, []
+
+    def recorded(q, *args, **kwargs):
+        lengths.append(q.shape[1])
+        return attend(q, *args, **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
+    for length in (6, 7):
+        q, k, v = arrays(1, length)
+        segments = jnp.ones((1, length), jnp.int32)
+        out = KERNELS["cudnn"](q, k, v, segments, 3)
+        np.testing.assert_allclose(out, through_xla(q, k, v, segments, 3), atol=2e-5, rtol=0)
+    assert lengths == [6, 8]
+
+
 @pytest.mark.parametrize(
     ("shape", "heads", "kv_heads"),
     [((2, 2, 2), 4, 2), ((1, 2, 4), 8, 2), ((2, 1, 4), 4, 1), ((8, 1, 1), 4, 2), ((1, 1, 8), 4, 2)],

@@ -63,12 +63,14 @@ def cudnn_attention(
     """cuDNN's flash attention, on one GPU. Causality and window skip work; segments are a bias of [B,1,T,T].
 
     Args:
-      q: [B,T,N,H] in bfloat16 or float16, T even; k, v: [B,K,T,H]; segments: [B,T]; window: as in `Sight`.
+      q: [B,T,N,H] in bfloat16 or float16; k, v: [B,K,T,H]; segments: [B,T]; window: as in `Sight`.
 
     Returns:
       [B,T,N,H].
     """
-    return jax.nn.dot_product_attention(
+    length = q.shape[1]
+    q, k, v, segments = _lengthen(2, q, k, v, segments)  # its gradient with a bias wants an even length
+    out = jax.nn.dot_product_attention(
         q,
         k.swapaxes(1, 2),
         v.swapaxes(1, 2),
@@ -77,6 +79,7 @@ def cudnn_attention(
         local_window_size=None if window is None else (window - 1, 0),
         implementation=implementation,
     )
+    return out[:, :length]
 
 
 def splash_attention(
@@ -95,8 +98,9 @@ def splash_attention(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     length, heads, size = q.shape[1:]
-    padding = -length % 128  # blocks are multiples of 128 tokens; what is added is segment 0, as all padding
-    width = length + padding
+    q = (q.astype(jnp.float32) * size**-0.5).astype(q.dtype)
+    q, k, v, segments = _lengthen(128, q, k, v, segments)  # blocks are multiples of 128 tokens
+    width = q.shape[1]
     block = next(block for block in (512, 256, 128) if width % block == 0)
     shape = (width, width)
     seen = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
@@ -110,11 +114,15 @@ def splash_attention(
         ),
         interpret=interpret,
     )
-    pad = lambda x, axis: jnp.pad(x, [(0, padding if i == axis else 0) for i in range(x.ndim)])  # noqa: E731
-    q = (q.astype(jnp.float32) * size**-0.5).astype(q.dtype).swapaxes(1, 2)
-    ids = pad(segments, 1)
-    out = jax.vmap(kernel)(pad(q, 2), pad(k, 2), pad(v, 2), kernels.SegmentIds(ids, ids))
+    out = jax.vmap(kernel)(q.swapaxes(1, 2), k, v, kernels.SegmentIds(segments, segments))
     return out.swapaxes(1, 2)[:, :length].astype(q.dtype)
+
+
+def _lengthen(multiple: int, q, k, v, segments) -> list[jax.Array]:
+    """The same with T rounded up; what is added is segment 0, as all padding."""
+    added = -q.shape[1] % multiple
+    pad = lambda x, axis: jnp.pad(x, [(0, added if i == axis else 0) for i in range(x.ndim)])  # noqa: E731
+    return [pad(x, axis) for x, axis in ((q, 1), (k, 2), (v, 2), (segments, 1))]
 
 
 # Kernels for whole sequences; "xla" serves everything else, above all the cache.
