@@ -127,3 +127,17 @@ def random_model(name: str, seed: int = 0):
         for parameter_name, parameter in model.named_parameters():
             parameter.normal_(1.0 if "norm" in parameter_name else 0.0, 0.3)
     return model
+
+
+def random_peft(**options):
+    """`random_model("qwen3")` with a PEFT adapter whose A and B are both random."""
+    import peft
+    import torch
+
+    model = peft.get_peft_model(random_model("qwen3"), peft.LoraConfig(task_type="CAUSAL_LM", **options)).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0.0, 0.2)
+    return model

@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -128,6 +130,40 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+_IN_TWO = """
+import sys
+import jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 4)
+rank, port, *arguments = sys.argv[1:]
+jax.distributed.initialize(f"localhost:{port}", 2, int(rank))
+mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(1, 4, 2), ("data", "fsdp", "tensor"))
+"""
+
+
+def in_two_processes(code: str, *arguments) -> None:
+    """Runs code in two processes of four devices each, joined by jax.distributed; it finds `arguments` and `mesh`."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    script = [sys.executable, "-c", _IN_TWO + textwrap.dedent(code)]
+    both = [
+        subprocess.Popen(
+            [*script, str(rank), port, *map(str, arguments)],
+            env=environment(XLA_FLAGS=""),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
 
 
 def write_rows(path: Path, table: Sequence[dict]) -> Path:

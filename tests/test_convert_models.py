@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from convert.__main__ import main
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.hf import hf_config, save_pretrained
-from tests.families import CASES, random_model
+from tests.families import CASES, random_model, random_peft
 from tests.test_convert import SUMS, error_of, tensors_of
 
 torch = pytest.importorskip("torch")
@@ -23,16 +23,7 @@ peft = pytest.importorskip("peft")
 CFG = ModelConfig(61, 32, 3, 4, 2, 16, 40, rope_theta=1e4)
 
 
-def random_peft(rslora: bool = False):
-    """`random_model` with an adapter of rank 4, A and B random."""
-    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", use_rslora=rslora, task_type="CAUSAL_LM")
-    model = peft.get_peft_model(random_model("qwen3"), config).eval()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(0.0, 0.2)
-    return model
+ADAPTED = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +38,7 @@ def model(tmp_path_factory) -> Path:
 def pair(tmp_path_factory) -> dict[str, Path]:
     """`random_model` as a base, in float32 and bfloat16, and an adapter for it."""
     folder = tmp_path_factory.mktemp("pair")
-    random_peft().save_pretrained(folder / "adapter")
+    random_peft(**ADAPTED).save_pretrained(folder / "adapter")
     random_model("qwen3").save_pretrained(folder / "base")
     random_model("qwen3").bfloat16().save_pretrained(folder / "base-bfloat16")
     return {name: folder / name for name in ("adapter", "base", "base-bfloat16")}
@@ -78,7 +69,7 @@ def test_every_family_comes_back_from_orbax_bit_for_bit_and_in_files_of_the_size
 
 @pytest.mark.parametrize("rslora", [False, True], ids=["plain", "rslora"])
 def test_a_merged_model_has_the_weights_that_peft_merges(tmp_path, rslora):
-    model = random_peft(rslora)
+    model = random_peft(**ADAPTED, use_rslora=rslora)
     model.save_pretrained(tmp_path / "adapter")
     random_model("qwen3").save_pretrained(tmp_path / "base")
     argv = ["--base", tmp_path / "base", "--adapter", tmp_path / "adapter", "--output", tmp_path / "out"]

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -23,6 +22,7 @@ from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.hf import hf_config, load_pretrained, read_config, save_pretrained
 from jopsd.models.lora import init_adapter
 from jopsd.models.tokenizer import eos_ids, load_tokenizer
+from tests.runs import in_two_processes
 
 REPO = Path(__file__).resolve().parent.parent
 CFG = ModelConfig(67, 32, 3, 4, 2, 16, 40, rope_theta=5e5, rms_eps=1e-5)
@@ -554,13 +554,8 @@ def test_loading_and_saving_200_megabytes_takes_little_beyond_the_model(tmp_path
 def test_two_processes_load_their_own_parts_and_save_the_same_bytes(tmp_path):
     folder = make(tmp_path, max_shard_bytes=10_000)
     code = """
-        import sys
-        import jax, numpy as np
-        jax.config.update("jax_num_cpu_devices", 4)
-        rank, port, folder, out = int(sys.argv[1]), *sys.argv[2:]
-        jax.distributed.initialize(f"localhost:{port}", 2, rank)
+        folder, out = arguments
         from jopsd.models import hf
-        mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(1, 4, 2), ("data", "fsdp", "tensor"))
         read, sizes = hf.read_leaf, []
         def recorded(slots, found, index, dtype, progress):
             array = read(slots, found, index, dtype)
@@ -573,27 +568,7 @@ def test_two_processes_load_their_own_parts_and_save_the_same_bytes(tmp_path):
         hf.save_pretrained(model, out, folder)
         assert hf.load_pretrained(out).cfg == model.cfg
     """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(REPO), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    both = [
-        subprocess.Popen(
-            [*command, str(rank), str(port), str(folder), str(tmp_path / "out")],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
+    in_two_processes(code, folder, tmp_path / "out")
     assert tensors_of(tmp_path / "out") == tensors_of(folder)
 
 

@@ -2,12 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import textwrap
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -22,7 +17,8 @@ from jopsd.models.families import FAMILIES
 from jopsd.models.hf import load_pretrained
 from jopsd.models.lora import TARGETS, Adapter, init_adapter, lora_scale
 from jopsd.models.peft import load_adapter, save_adapter
-from tests.families import random_model
+from tests.families import random_model, random_peft
+from tests.runs import in_two_processes
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -34,17 +30,6 @@ TENSORS = FAMILIES["Qwen3ForCausalLM"].tensors
 TOKENS = np.random.default_rng(0).integers(0, CFG.vocab_size, (2, 11))
 TOLERANCE = 1e-4
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
-
-
-def random_peft(**options):
-    """`random_model` with a PEFT adapter whose A and B are both random."""
-    model = peft.get_peft_model(random_model("qwen3"), peft.LoraConfig(task_type="CAUSAL_LM", **options)).eval()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(0.0, 0.2)
-    return model
 
 
 def random_adapter(targets=TARGETS, rank=4, alpha=8.0, rslora=False) -> Adapter:
@@ -261,39 +246,14 @@ def test_a_sharded_load_equals_an_unsharded_one_and_saves_the_same_bytes(tmp_pat
 @pytest.mark.slow
 def test_two_processes_load_their_own_parts_and_save_the_same_bytes(folder, tmp_path):
     code = """
-        import sys
-        import jax, numpy as np
-        jax.config.update("jax_num_cpu_devices", 4)
-        rank, port, folder, out = int(sys.argv[1]), *sys.argv[2:]
-        jax.distributed.initialize(f"localhost:{port}", 2, rank)
+        folder, out = arguments
         from tests.test_peft import CFG, TENSORS, load_adapter, save_adapter
-        mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(1, 4, 2), ("data", "fsdp", "tensor"))
         adapter = load_adapter(folder, CFG.projections, CFG.num_layers, TENSORS, mesh=mesh)
         assert not adapter.a["q"].is_fully_addressable
         save_adapter(adapter, out, TENSORS)
         assert load_adapter(out, CFG.projections, CFG.num_layers, TENSORS).scale == adapter.scale
     """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(REPO), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    both = [
-        subprocess.Popen(
-            [*command, str(rank), str(port), str(folder), str(tmp_path / "out")],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
+    in_two_processes(code, folder, tmp_path / "out")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
 
