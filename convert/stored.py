@@ -7,23 +7,12 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 import tensorstore
-from safetensors import safe_open
 
-from convert.opened import tensors_of
 from jopsd.checkpoint import first_line
 from jopsd.models.decoder import ModelConfig
-from jopsd.models.hf import abstract_decoder, leaf_name, leaves_of
+from jopsd.models.hf import checked_tensors, leaf_name, leaves_of
 from jopsd.models.peft import WEIGHTS
-from jopsd.models.safetensors_files import (
-    DISK_DTYPES,
-    INDEX,
-    SINGLE,
-    Stored,
-    check_tensors,
-    file_tensors,
-    make_slots,
-    stored_tensors,
-)
+from jopsd.models.safetensors_files import INDEX, SINGLE, Stored, file_tensors
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -36,10 +25,7 @@ def hf_shapes(directory: Path, cfg: ModelConfig) -> Shapes | None:
     """
     if not any((directory / name).is_file() for name in (SINGLE, INDEX)):
         return None
-    found, tensors = stored_tensors(directory), tensors_of(directory)
-    ignored = {tensors["lm_head"].name} if cfg.tie_embeddings else set()
-    check_tensors(make_slots(leaves_of(abstract_decoder(cfg)), tensors), found, directory, ignored)
-    return _shapes(found)
+    return _shapes(checked_tensors(directory, cfg)[0])
 
 
 def orbax_shapes(path: Path, like, *prefix: str) -> Shapes:
@@ -91,12 +77,4 @@ def adapter_tree(stored: Shapes) -> dict[str, Shapes]:
 
 
 def _shapes(found: dict[str, Stored]) -> Shapes:
-    """Adds dtypes to what is known of safetensors files."""
-    numpy_names = {short: name for name, short in DISK_DTYPES.items()}
-    shapes: Shapes = {}
-    for file in dict.fromkeys(stored.file for stored in found.values()):
-        with safe_open(file, "np") as handle:
-            for name in handle.keys():
-                dtype = numpy_names[handle.get_slice(name).get_dtype()]
-                shapes[name] = jax.ShapeDtypeStruct(found[name].shape, dtype)
-    return shapes
+    return {name: jax.ShapeDtypeStruct(stored.shape, stored.dtype) for name, stored in found.items()}

@@ -12,7 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from jopsd.models.orbax_model import nested, tree_keys
+from jopsd.models.orbax_model import nested, restore_of, tree_keys
 
 STATE, META = "state", "meta"
 
@@ -102,10 +102,7 @@ def restore_trainable(run_dir: str | Path, step: int, like: Any) -> Any:
     """
     with open_checkpoints(run_dir, create=False) as manager:
         paths, tree = jax.tree_util.tree_flatten_with_path(like)
-        part = {"trainable": nested(paths)}
-        args = ocp.args.PyTreeRestore(
-            part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
-        )
+        args = restore_of({"trainable": nested(paths)})
         try:
             loaded = manager.restore(step, args=ocp.args.Composite(state=args))
         except Exception as error:

@@ -1,7 +1,6 @@
-"""Hugging Face directories in and out: config.json, safetensors, tokenizer, stop tokens.
+"""Hugging Face directories in and out: config.json and safetensors.
 
-Tensors are streamed one by one in both directions. Loading, hidden costs are one stacked leaf on the host plus one
-tensor; saving, one tensor. HF -> here -> HF gives the same bytes per tensor.
+Weights are read leaf by leaf and written tensor by tensor. HF -> here -> HF gives the same bytes per tensor.
 """
 
 import os
@@ -18,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from jopsd.models.decoder import Decoder, ModelConfig
-from jopsd.models.families import find_family, model_fields
+from jopsd.models.families import FAMILIES, find_family, model_fields
 from jopsd.models.lora import Adapter, merged_kernel
 from jopsd.models.safetensors_files import (
     DISK_DTYPES,
@@ -167,7 +166,7 @@ def _check_agrees(cfg: ModelConfig, fields: dict, where: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ load
 
 
-def _place(shape: tuple[int, ...], read: Callable, sharding: NamedSharding | None) -> jax.Array:
+def place(shape: tuple[int, ...], read: Callable, sharding: NamedSharding | None) -> jax.Array:
     """An array from `read(index) -> numpy`; with a sharding each process reads the parts of its own devices, once."""
     if sharding is None:
         return jax.block_until_ready(jax.device_put(read(tuple(slice(0, size) for size in shape))))
@@ -233,24 +232,33 @@ def open_pretrained(
     """
     directory = Path(directory)
     raw, where = _raw_config(directory), str(directory / CONFIG)
-    _, family = find_family(raw, where)
     cfg = read_config(directory) if cfg is None else cfg
     _check_agrees(cfg, model_fields(raw, where), where)
-    found, abstract = stored_tensors(directory), abstract_decoder(cfg)
-    slots = make_slots(leaves_of(abstract), family.tensors)
-    # A tied model may carry a copy of the table as its head; the config says it is the same.
-    check_tensors(slots, found, directory, {family.tensors["lm_head"].name} if cfg.tie_embeddings else set())
+    found, slots = checked_tensors(directory, cfg)
     by_leaf = slots_by_leaf(slots)
 
     def load(path, leaf) -> jax.Array:
         sharding = None if mesh is None else NamedSharding(mesh, leaf_spec(path, leaf.shape, mesh))
         slots = by_leaf[leaf_name(path)]
         read = lambda index: read_leaf(slots, found, index, leaf.dtype, progress)  # noqa: E731
-        array = _place(leaf.shape, read, sharding)
+        array = place(leaf.shape, read, sharding)
         _require_finite(array, slots, found)
         return array
 
-    return abstract, load
+    return abstract_decoder(cfg), load
+
+
+def checked_tensors(directory: Path, cfg: ModelConfig) -> tuple[dict[str, Stored], list[Slot]]:
+    """What a directory holds and what a decoder of its config is made of; reads headers only.
+
+    Raises:
+      FileNotFoundError, ValueError: the two are not the same tensors, or a file is missing or damaged; by file.
+    """
+    found, tensors = stored_tensors(directory), FAMILIES[architecture(directory)].tensors
+    slots = make_slots(leaves_of(abstract_decoder(cfg)), tensors)
+    # A tied model may carry a copy of the table as its head; the config says it is the same.
+    check_tensors(slots, found, directory, {tensors["lm_head"].name} if cfg.tie_embeddings else set())
+    return found, slots
 
 
 # ------------------------------------------------------------------------------------------------------------ save
@@ -288,9 +296,12 @@ def fetch_tensor(slot: Slot, leaf: jax.Array, adapter: Adapter | None, dtype: st
     if not finite:
         why = "holds numbers too large for float16, or NaN" if dtype == "float16" else "has NaN or infinite values"
         raise ValueError(f"tensor {slot.name} {why}")
-    if not x.is_fully_addressable:
-        x = multihost_utils.process_allgather(x, tiled=True)
-    return np.ascontiguousarray(x)
+    return np.ascontiguousarray(on_host(x))
+
+
+def on_host(x: jax.Array) -> np.ndarray:
+    """An array on the host. On several processes all of them must call it."""
+    return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))
 
 
 def _one_dtype(shapes: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> str:

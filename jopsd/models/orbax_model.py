@@ -3,6 +3,7 @@
 What is written is an ordinary orbax tree: `StandardCheckpointer().restore(directory, abstract_decoder(cfg))` reads it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class _Leaf:
 
     @property
     def size(self) -> int:
-        return int(jax.numpy.prod(jax.numpy.array(self.shape)))
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -52,6 +53,12 @@ def nested(paths_and_leaves) -> dict:
     return traverse_util.unflatten_dict({tree_keys(path): leaf for path, leaf in paths_and_leaves})
 
 
+def restore_of(part: dict) -> ocp.args.PyTreeRestore:
+    """What asks orbax for a part of a tree alone. part: shapes with shardings, in plain dicts."""
+    restore_args = ocp.checkpoint_utils.construct_restore_args(part)
+    return ocp.args.PyTreeRestore(part, restore_args=restore_args, partial_restore=True)
+
+
 def write_model(directory: Path, shapes, make: Callable) -> None:
     """Writes a tree of arrays. On several processes all must call it.
 
@@ -76,10 +83,6 @@ def read_leaf(directory: Path, path, shape: jax.ShapeDtypeStruct) -> jax.Array:
     Raises:
       ValueError, KeyError, FileNotFoundError: it is not there, not of that shape, or damaged; orbax's own words.
     """
-    part = nested([(path, shape)])
-    args = ocp.args.PyTreeRestore(
-        part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
-    )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        found = checkpointer.restore(Path(directory).resolve(), args=args)
+        found = checkpointer.restore(Path(directory).resolve(), args=restore_of(nested([(path, shape)])))
     return traverse_util.flatten_dict(found)[tree_keys(path)]

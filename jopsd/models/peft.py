@@ -10,11 +10,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from jopsd.models.families import Tensor
-from jopsd.models.hf import partial_directory
+from jopsd.models.hf import on_host, partial_directory, place
 from jopsd.models.lora import Adapter, lora_scale
 from jopsd.models.safetensors_files import (
     Slot,
@@ -76,13 +75,6 @@ def _alpha(scale: float, rank: int, rslora: bool) -> int | float:
     return near if math.isclose(alpha, near, rel_tol=1e-12, abs_tol=1e-12) else alpha
 
 
-def _on_host(leaf: jax.Array) -> np.ndarray:
-    """A leaf as float32. On several processes all of them must call it."""
-    if not leaf.is_fully_addressable:
-        leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf, np.float32)
-
-
 def _config(adapter: Adapter, family_tensors: dict[str, Tensor], rslora: bool, base: str | Path | None) -> dict:
     """An adapter_config.json: what describes the adapter; the rest is left to PEFT's defaults."""
     ranks = sorted({factor.shape[-1] for factor in adapter.a.values()})
@@ -132,7 +124,7 @@ def save_adapter(
     config = _config(adapter, family_tensors, rslora, base)
     leaves = _leaves(adapter)
     slots = make_slots(leaves, _disk_names(adapter.a, family_tensors))
-    arrays = {leaf: _on_host(x) for leaf, x in leaves.items()}
+    arrays = {leaf: on_host(x).astype(np.float32, copy=False) for leaf, x in leaves.items()}
     with partial_directory(directory) as partial_dir:
         if partial_dir is not None:
             on_disk = ((slot, np.ascontiguousarray(arrays[slot.leaf][slot.layer].T)) for slot in slots)
@@ -201,7 +193,7 @@ def _targets(found: dict[str, Stored], by_leaf: dict[str, list[Slot]], file: Pat
 
 def _check_shape(slot: Slot, stored: Stored, where_base: str) -> None:
     """Raises ValueError unless the tensor has the shape that the base and the rank of the config call for."""
-    (file, shape), rank_axis = stored, 0 if slot.leaf.startswith("layers.a.") else 1
+    file, shape, rank_axis = stored.file, stored.shape, 0 if slot.leaf.startswith("layers.a.") else 1
     if shape == slot.shape:
         return
     if len(shape) == 2 and shape[1 - rank_axis] == slot.shape[1 - rank_axis]:
@@ -270,8 +262,6 @@ def load_adapter(
     def load(path, leaf):
         slots = by_leaf[".".join(["layers", *path_names(path)])]
         read = lambda index: _read_factor(slots, found, index)  # noqa: E731
-        if mesh is None:
-            return jnp.asarray(read((slice(None),) * 3))
-        return jax.make_array_from_callback(leaf.shape, NamedSharding(mesh, leaf_spec(path, leaf.shape, mesh)), read)
+        return place(leaf.shape, read, None if mesh is None else NamedSharding(mesh, leaf_spec(path, leaf.shape, mesh)))
 
     return jax.tree_util.tree_map_with_path(load, abstract(targets))

@@ -17,17 +17,18 @@ from jopsd.models.families import Tensor
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Names in a safetensors header by numpy dtype name.
 DISK_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-
+_NUMPY_DTYPES = {short: name for name, short in DISK_DTYPES.items()}
 
 # Told the number of bytes read or written since the last call.
 Progress = Callable[[int], None]
 
 
 class Stored(NamedTuple):
-    """A tensor on disk."""
+    """A tensor on disk. dtype: numpy's name."""
 
     file: Path
     shape: tuple[int, ...]
+    dtype: str
 
 
 class Slot(NamedTuple):
@@ -93,9 +94,9 @@ def file_tensors(file: Path) -> dict[str, Stored]:
     with _open(file) as handle:
         for name in handle.keys():
             header = handle.get_slice(name)
-            if header.get_dtype() not in DISK_DTYPES.values():
+            if header.get_dtype() not in _NUMPY_DTYPES:
                 raise ValueError(f"{file}: tensor {name} has dtype {header.get_dtype()}, which is not supported")
-            found[name] = Stored(file, tuple(header.get_shape()))
+            found[name] = Stored(file, tuple(header.get_shape()), _NUMPY_DTYPES[header.get_dtype()])
     return found
 
 
@@ -146,7 +147,7 @@ def check_tensors(slots: list[Slot], found: dict[str, Stored], directory: Path, 
         raise ValueError(f"{directory}: tensor {missing[0]} is missing ({len(missing)} of {len(slots)} are)")
     for slot in slots:
         if found[slot.name].shape != slot.shape:
-            file, shape = found[slot.name]
+            file, shape, _ = found[slot.name]
             raise ValueError(f"{file}: tensor {slot.name} has shape {list(shape)}, expected {list(slot.shape)}")
     unexpected = sorted(set(found) - {slot.name for slot in slots} - ignored)
     if unexpected:
