@@ -34,6 +34,8 @@ class Problem:
     """One problem. Text fields are None where the row has none; ``extra`` holds the row's other columns.
 
     teacher: label of the external teacher that the row is for. attempt, critique: a solution and what is wrong in it.
+    tests: JSON text of the tests of a program (`jopsd.rewards.tests` reads it). verifier: name of the verifier of this
+    row, where the data set says it.
     """
 
     id: str
@@ -46,6 +48,8 @@ class Problem:
     teacher: str | None = None
     attempt: str | None = None
     critique: str | None = None
+    tests: str | None = None
+    verifier: str | None = None
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
