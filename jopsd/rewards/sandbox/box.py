@@ -1,0 +1,420 @@
+"""The parent's side of the sandbox: one slot in which programs run, one after another, each in a box of its own."""
+
+import contextlib
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jopsd.rewards.sandbox import cgroups, guest, layers, values
+
+START_SECONDS = 60.0  # a launcher imports numpy, on a loaded machine
+CLOSE_SECONDS = 10.0  # to kill a box
+GRACE_SECONDS = 1.0  # beyond a program's limit, for starting it
+MAX_SOURCE = 1 << 20  # bytes of a program
+FIRST_UID = 61_184  # of a range that systems leave to services without a user of their own
+_PACKAGE_ROOT = Path(__file__).resolve().parents[3]
+_EXITS = {guest.MEMORY_EXIT: "memory"}
+
+
+class SandboxError(RuntimeError):
+    """The sandbox itself failed or may not be used; no verdict on any program."""
+
+
+class Limits(NamedTuple):
+    """Of one run or call: seconds on the clock, memory beyond an idle interpreter's, bytes written to any one file."""
+
+    seconds: float = 6.0
+    memory_mb: int = 1024
+    output_bytes: int = 4 << 20
+
+
+class Outcome(NamedTuple):
+    """How a run or call ended.
+
+    status: ok; error (an exception, or an exit code that is not 0); timeout; memory; output (over its limit); crash
+    (ended by a signal); unreadable (a result that is no plain data). value: printed text or result, None unless ok.
+    message: the program's own words, at most 2,000 characters.
+    """
+
+    status: str
+    value: Any = None
+    message: str = ""
+
+
+class Module:
+    """A loaded program whose functions can be called; from `Sandbox.module`.
+
+    A call that ends the process or its time is answered, and the next one meets a fresh process.
+    """
+
+    def __init__(self, sandbox: "Sandbox", source: str, limits: Limits):
+        self._sandbox, self._source, self._limits = sandbox, source, limits
+        self._channel: socket.socket | None = None
+        self._too_long = len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE
+
+    def call(self, name: str, args: list, kwargs: dict | None = None) -> Outcome:
+        """The result of one function. Raises NotPlainError for arguments that are no plain data."""
+        message = {"call": name, "args": values.encode(list(args)), "kwargs": values.encode(kwargs or {})}
+        if self._too_long:
+            return Outcome("error", message=f"the program has over {MAX_SOURCE} bytes")
+        answer = self._asked(message)
+        if answer["status"] != "ok":
+            return Outcome(answer["status"], message=str(answer.get("message", ""))[: values.MAX_TEXT])
+        try:
+            return Outcome("ok", values.decode(answer["value"]))
+        except (values.NotPlainError, KeyError, TypeError) as error:
+            return Outcome("unreadable", message=str(error))
+
+    def _asked(self, message: dict) -> dict:
+        """A message's answer; where there is none, why."""
+        if self._channel is None:
+            self._channel = self._sandbox._start("module", self._source, self._limits)
+        end = time.monotonic() + self._limits.seconds
+        try:
+            _write(self._channel, message, end)
+            answer = _read(self._channel, end)
+            if answer.get("status") not in _ANSWERS:
+                raise _BadMessageError
+            return answer
+        except TimeoutError:
+            self.close()
+            return {"status": "timeout", "message": f"no result within {self._limits.seconds:g} s"}
+        except _BadMessageError:
+            self.close()
+            return {"status": "unreadable", "message": "the program wrote something else than a result"}
+        except (EOFError, OSError):
+            ended = self._sandbox._ended(CLOSE_SECONDS)
+            self.close()
+            return {"status": _how(ended, "crash"), "message": _in_words(ended)}
+
+    def close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+            self._sandbox._close_box()
+
+
+_ANSWERS = ("ok", "error", "memory", "unreadable")
+
+
+class Sandbox:
+    """One slot. Not for several threads at once. A context manager; `close` leaves no process.
+
+    Args:
+      slot: different for each sandbox of this process.
+      wanted: layers to use; those that the host does not offer are left out.
+      unsafe: run programs even where what is left does not guard everything in `layers.REQUIRED`.
+
+    Raises:
+      SandboxError: not safe, or no launcher could be started.
+    """
+
+    def __init__(self, slot: int = 0, wanted: frozenset[str] = frozenset(layers.LAYERS), unsafe: bool = False):
+        self._slot, self._wanted, self._unsafe = slot, wanted, unsafe
+        self._launcher: subprocess.Popen | None = None
+        self._control: socket.socket | None = None
+        self._job: socket.socket | None = None
+        self._tester: Sandbox | None = None
+        self._group: cgroups.Group | None = None
+        self._memory_mb: int | None = None  # of the group, as last set
+        self.active: frozenset[str] = frozenset()
+        self.missing: dict[str, str] = {}
+        self._launch()
+
+    def run(self, source: str, stdin: str = "", limits: Limits = Limits()) -> Outcome:  # noqa: B008
+        """Runs a whole program on one input. ok: it ended by itself with exit code 0; value: what it printed."""
+        if len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE:
+            return Outcome("error", message=f"the program has over {MAX_SOURCE} bytes")
+        with _memory_file(stdin.encode("utf-8", "replace")) as given, _memory_file() as out, _memory_file() as err:
+            self._open_box("script", source, limits, (given, out, err))
+            ended = self._ended(limits.seconds + GRACE_SECONDS)
+            self._close_box()
+            printed, complaint = _content(out, limits.output_bytes), _content(err, limits.output_bytes)
+            words = complaint.decode(errors="replace")[-values.MAX_TEXT :]
+        if max(len(printed), len(complaint)) >= limits.output_bytes:
+            return Outcome("output", message=f"over {limits.output_bytes} bytes of output")
+        if ended is None:
+            return Outcome("timeout", message=f"not finished within {limits.seconds:g} s")
+        status = _how(ended, "ok")
+        return Outcome(status, printed.decode(errors="replace") if status == "ok" else None, words or _in_words(ended))
+
+    @contextlib.contextmanager
+    def module(self, source: str, limits: Limits = Limits()) -> Iterator[Module]:  # noqa: B008
+        """A program whose functions can be called, each call within the limits."""
+        module = Module(self, source, limits)
+        try:
+            yield module
+        finally:
+            module.close()
+
+    def judge(self, tests: str, module: Module, names: list[str], limits: Limits = Limits()) -> Outcome:  # noqa: B008
+        """Runs tests that are trusted on a program that is not; ok: none of their assertions fails.
+
+        They stand in a box of another slot, where each of `names`, and `candidate` for the first, calls the module.
+        """
+        if self._tester is None:
+            self._tester = Sandbox(self._slot + 10_000, self._wanted, self._unsafe)
+        return self._tester._judged(tests, module, names, limits)
+
+    def _judged(self, tests: str, module: Module, names: list[str], limits: Limits) -> Outcome:
+        channel = self._start("judge", tests, limits, names=names)
+        end = time.monotonic() + limits.seconds
+        try:
+            while "done" not in (message := _read(channel, end)):
+                answer = module._asked({**message, "call": message["call"]})
+                _write(channel, answer, end)
+            fault = message["done"]
+            return Outcome("ok") if fault is None else Outcome(fault["status"], message=fault["message"])
+        except TimeoutError:
+            return Outcome("timeout", message=f"the tests did not finish within {limits.seconds:g} s")
+        except (EOFError, OSError, _BadMessageError):
+            ended = self._ended(CLOSE_SECONDS)
+            return Outcome(_how(ended, "crash"), message=f"the tests ended early: {_in_words(ended)}")
+        finally:
+            channel.close()
+            self._close_box()
+
+    def close(self) -> None:
+        """Ends the launcher and whatever it runs. Safe to call twice."""
+        if self._tester is not None:
+            self._tester.close()
+            self._tester = None
+        self._drop_job()
+        if self._control is not None:
+            self._control.close()  # the launcher kills its box and ends
+            self._control = None
+        if self._launcher is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._launcher.wait(CLOSE_SECONDS)
+            self._launcher.kill()
+            self._launcher.wait()
+            self._launcher = None
+        if self._group is not None:
+            self._group.close()
+            self._group = self._memory_mb = None
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _launch(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        missing: dict[str, str] = {}
+        if "cgroups" in self._wanted:
+            try:
+                self._group = cgroups.make_group(self._slot)
+            except OSError as error:
+                missing["cgroups"] = str(error)
+        config = {
+            "layers": sorted(self._wanted - missing.keys()),
+            "missing": missing,
+            "cgroups": self._group.procs if self._group else [],
+            "uid": FIRST_UID + self._slot % 4096,
+            **_interpreter(),
+        }
+        with theirs:
+            self._launcher = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _START, str(theirs.fileno()), str(_PACKAGE_ROOT)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env=_environment(),
+                cwd="/",
+            )
+        self._control = ours
+        ours.settimeout(START_SECONDS)
+        try:
+            ours.send(json.dumps(config).encode())
+            reply = json.loads(ours.recv(1 << 16) or b"{}")
+        except OSError as error:
+            reply = {"error": f"no answer: {error}"}
+        if "active" not in reply:
+            self.close()
+            raise SandboxError(f"the sandbox could not be started: {reply.get('error', 'its launcher died')}")
+        self.active, self.missing = frozenset(reply["active"]), reply["missing"]
+        open_to_attack = layers.unguarded(self.active)
+        if open_to_attack and not self._unsafe:
+            self.close()
+            raise SandboxError(
+                f"this host cannot keep programs away from {', '.join(open_to_attack)}; {describe(self.active, self.missing)}"
+            )
+
+    def _start(self, mode: str, source: str, limits: Limits, **more: Any) -> socket.socket:
+        """Opens a box for a program that answers messages; our end of its channel."""
+        ours, theirs = socket.socketpair()
+        with theirs, open(os.devnull, "r+b") as null:
+            descriptors = (null.fileno(), null.fileno(), null.fileno(), theirs.fileno())
+            self._open_box(mode, source, limits, descriptors, **more)
+        return ours
+
+    def _open_box(self, mode: str, source: str, limits: Limits, descriptors: tuple[int, ...], **more: Any) -> None:
+        """Starts a program. A launcher that has died meanwhile is replaced."""
+        if self._job is not None:
+            self._close_box()
+        if self._control is None:
+            self._launch()
+        if self._group is not None and limits.memory_mb != self._memory_mb:
+            self._group.limit(limits.memory_mb)
+            self._memory_mb = limits.memory_mb
+        request = {"mode": mode, "source": source, "limits": limits._asdict(), **more}
+        for attempt in (1, 2):
+            ours, theirs = socket.socketpair()
+            try:
+                with theirs:
+                    socket.send_fds(self._control, [b"open"], [theirs.fileno()])
+                ours.settimeout(START_SECONDS)
+                guest.send(ours, request, descriptors)
+                self._job = ours
+                return
+            except OSError as error:
+                ours.close()
+                if attempt == 2:
+                    raise SandboxError(f"the sandbox does not start programs any more: {error}") from None
+                self._relaunch()
+
+    def _ended(self, seconds: float) -> int | None:
+        """The exit code of the box's program (negative: the signal), None if it still runs after so many seconds.
+
+        Raises SandboxError if the box ended without saying.
+        """
+        self._job.settimeout(seconds)
+        try:
+            return guest.receive(self._job)[0]["exit"]
+        except TimeoutError:
+            return None
+        except (EOFError, OSError):
+            self._relaunch()
+            raise SandboxError("a box was lost") from None
+
+    def _close_box(self) -> None:
+        """Kills the box and waits until nothing of it is left."""
+        self._drop_job()
+        try:
+            self._control.settimeout(CLOSE_SECONDS)
+            self._control.send(b"close")
+            if not self._control.recv(16):
+                raise EOFError
+        except (OSError, EOFError):
+            self._relaunch()
+
+    def _drop_job(self) -> None:
+        if self._job is not None:
+            self._job.close()
+            self._job = None
+
+    def _relaunch(self) -> None:
+        tester, self._tester = self._tester, None
+        self.close()
+        self._tester = tester
+        self._launch()
+
+
+def describe(active: frozenset[str], missing: dict[str, str]) -> str:
+    """One line on which layers are active, and why the others are not."""
+    there = [name for name in layers.LAYERS if name in active]
+    gone = [f"{name} ({missing[name]})" for name in layers.LAYERS if name in missing]
+    return f"layers {', '.join(there) or 'none'}" + (f"; without {', '.join(gone)}" if gone else "")
+
+
+_START = "import sys; sys.path.insert(0, sys.argv[2]); from jopsd.rewards.sandbox.launcher import main; main()"
+
+
+def _environment() -> dict[str, str]:
+    """Of the launcher: nothing but what keeps it deterministic, single-threaded and able to find its libraries."""
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {**kept, **single, "PYTHONHASHSEED": "0", "LANG": "C.UTF-8"}
+
+
+def _interpreter() -> dict:
+    """Where programs import from, and the directories they may read for it."""
+    packages = [
+        str(Path(spec.origin).parent.parent) for name in ("numpy", "sortedcontainers") if (spec := find_spec(name))
+    ]
+    standard = os.path.dirname(os.__file__)
+    path = list(dict.fromkeys([standard, f"{standard}/lib-dynload", *packages]))
+    libraries = ["/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", f"{sys.base_prefix}/lib"]
+    return {"path": path, "readable": list(dict.fromkeys(p for p in [*libraries, *path] if os.path.isdir(p)))}
+
+
+@contextlib.contextmanager
+def _memory_file(content: bytes = b"") -> Iterator[int]:
+    descriptor = os.memfd_create("jopsd")
+    try:
+        with open(descriptor, "r+b", closefd=False) as file:
+            file.write(content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _content(descriptor: int, most: int) -> bytes:
+    return os.pread(descriptor, most, 0)
+
+
+class _BadMessageError(Exception):
+    pass
+
+
+def _write(channel: socket.socket, message: dict, end: float) -> None:
+    data = json.dumps(message).encode()
+    channel.settimeout(max(end - time.monotonic(), 0.01))
+    channel.sendall(struct.pack("!I", len(data)) + data)
+
+
+def _read(channel: socket.socket, end: float) -> dict:
+    """The next message of a program by a time on the clock. Raises TimeoutError, EOFError, OSError, _BadMessageError."""
+    length = struct.unpack("!I", _exactly(channel, 4, end))[0]
+    if length > values.MAX_CHARS:
+        raise _BadMessageError
+    try:
+        message = json.loads(_exactly(channel, length, end))
+    except (ValueError, RecursionError):
+        raise _BadMessageError from None
+    if not isinstance(message, dict):
+        raise _BadMessageError
+    return message
+
+
+def _exactly(channel: socket.socket, count: int, end: float) -> bytes:
+    parts = []
+    while count:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        channel.settimeout(left)
+        data = channel.recv(min(count, 1 << 20))
+        if not data:
+            raise EOFError
+        parts.append(data)
+        count -= len(data)
+    return b"".join(parts)
+
+
+def _how(exit_code: int | None, if_zero: str) -> str:
+    """The status that an exit code means; a kill that we did not order comes from a memory limit."""
+    if exit_code is None:
+        return "timeout"
+    if exit_code == 0:
+        return if_zero
+    if exit_code < 0:
+        return {-9: "memory", -24: "timeout", -25: "output"}.get(exit_code, "crash")
+    return _EXITS.get(exit_code, "error")
+
+
+def _in_words(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "still running"
+    return f"ended by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code}"
