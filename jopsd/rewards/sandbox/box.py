@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -13,12 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jopsd.rewards.sandbox import cgroups, guest, layers, values
+from jopsd.rewards.sandbox import cgroups, guest, layers, values, wire
 
 START_SECONDS = 60.0  # a launcher imports numpy, on a loaded machine
 CLOSE_SECONDS = 10.0  # to kill a box
 GRACE_SECONDS = 1.0  # beyond a program's limit, for starting it
 MAX_SOURCE = 1 << 20  # bytes of a program
+TOO_LONG = f"the program has over {MAX_SOURCE} bytes"
 FIRST_UID = 61_184  # of a range that systems leave to services without a user of their own
 _PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 _EXITS = {guest.MEMORY_EXIT: "memory"}
@@ -58,13 +58,10 @@ class Module:
     def __init__(self, sandbox: "Sandbox", source: str, limits: Limits):
         self._sandbox, self._source, self._limits = sandbox, source, limits
         self._channel: socket.socket | None = None
-        self._too_long = len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE
 
     def call(self, name: str, args: list, kwargs: dict | None = None) -> Outcome:
         """The result of one function. Raises NotPlainError for arguments that are no plain data."""
         message = {"call": name, "args": values.encode(list(args)), "kwargs": values.encode(kwargs or {})}
-        if self._too_long:
-            return Outcome("error", message=f"the program has over {MAX_SOURCE} bytes")
         answer = self._asked(message)
         if answer["status"] != "ok":
             return Outcome(answer["status"], message=str(answer.get("message", ""))[: values.MAX_TEXT])
@@ -75,19 +72,22 @@ class Module:
 
     def _asked(self, message: dict) -> dict:
         """A message's answer; where there is none, why."""
+        if _too_long(self._source):
+            return {"status": "error", "message": TOO_LONG}
+        end = time.monotonic() + self._limits.seconds
         if self._channel is None:
             self._channel = self._sandbox._start("module", self._source, self._limits)
-        end = time.monotonic() + self._limits.seconds
+            end += GRACE_SECONDS
         try:
-            _write(self._channel, message, end)
-            answer = _read(self._channel, end)
+            wire.send(self._channel, message, end=end)
+            answer = wire.receive(self._channel, end)
             if answer.get("status") not in _ANSWERS:
-                raise _BadMessageError
+                raise wire.BadMessageError
             return answer
         except TimeoutError:
             self.close()
             return {"status": "timeout", "message": f"no result within {self._limits.seconds:g} s"}
-        except _BadMessageError:
+        except wire.BadMessageError:
             self.close()
             return {"status": "unreadable", "message": "the program wrote something else than a result"}
         except (EOFError, OSError):
@@ -131,8 +131,8 @@ class Sandbox:
 
     def run(self, source: str, stdin: str = "", limits: Limits = Limits()) -> Outcome:  # noqa: B008
         """Runs a whole program on one input. ok: it ended by itself with exit code 0; value: what it printed."""
-        if len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE:
-            return Outcome("error", message=f"the program has over {MAX_SOURCE} bytes")
+        if _too_long(source):
+            return Outcome("error", message=TOO_LONG)
         with _memory_file(stdin.encode("utf-8", "replace")) as given, _memory_file() as out, _memory_file() as err:
             self._open_box("script", source, limits, (given, out, err))
             ended = self._ended(limits.seconds + GRACE_SECONDS)
@@ -166,16 +166,16 @@ class Sandbox:
 
     def _judged(self, tests: str, module: Module, names: list[str], limits: Limits) -> Outcome:
         channel = self._start("judge", tests, limits, names=names)
-        end = time.monotonic() + limits.seconds
+        end = time.monotonic() + limits.seconds + GRACE_SECONDS
         try:
-            while "done" not in (message := _read(channel, end)):
-                answer = module._asked({**message, "call": message["call"]})
-                _write(channel, answer, end)
+            while "done" not in (message := wire.receive(channel, end)):
+                answer = module._asked(message)
+                wire.send(channel, answer, end=end)
             fault = message["done"]
             return Outcome("ok") if fault is None else Outcome(fault["status"], message=fault["message"])
         except TimeoutError:
             return Outcome("timeout", message=f"the tests did not finish within {limits.seconds:g} s")
-        except (EOFError, OSError, _BadMessageError):
+        except (EOFError, OSError, wire.BadMessageError):
             ended = self._ended(CLOSE_SECONDS)
             return Outcome(_how(ended, "crash"), message=f"the tests ended early: {_in_words(ended)}")
         finally:
@@ -208,6 +208,8 @@ class Sandbox:
         self.close()
 
     def _launch(self) -> None:
+        if sys.platform != "linux":
+            raise SandboxError(f"the sandbox is made of parts of the Linux kernel, and this is {sys.platform}")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         missing: dict[str, str] = {}
         if "cgroups" in self._wanted:
@@ -246,8 +248,9 @@ class Sandbox:
         open_to_attack = layers.unguarded(self.active)
         if open_to_attack and not self._unsafe:
             self.close()
+            what = ", ".join(open_to_attack)
             raise SandboxError(
-                f"this host cannot keep programs away from {', '.join(open_to_attack)}; {describe(self.active, self.missing)}"
+                f"this host cannot keep programs away from {what}: {describe(self.active, self.missing)}"
             )
 
     def _start(self, mode: str, source: str, limits: Limits, **more: Any) -> socket.socket:
@@ -274,7 +277,7 @@ class Sandbox:
                 with theirs:
                     socket.send_fds(self._control, [b"open"], [theirs.fileno()])
                 ours.settimeout(START_SECONDS)
-                guest.send(ours, request, descriptors)
+                wire.send(ours, request, descriptors)
                 self._job = ours
                 return
             except OSError as error:
@@ -288,9 +291,8 @@ class Sandbox:
 
         Raises SandboxError if the box ended without saying.
         """
-        self._job.settimeout(seconds)
         try:
-            return guest.receive(self._job)[0]["exit"]
+            return wire.receive(self._job, time.monotonic() + seconds)["exit"]
         except TimeoutError:
             return None
         except (EOFError, OSError):
@@ -364,43 +366,8 @@ def _content(descriptor: int, most: int) -> bytes:
     return os.pread(descriptor, most, 0)
 
 
-class _BadMessageError(Exception):
-    pass
-
-
-def _write(channel: socket.socket, message: dict, end: float) -> None:
-    data = json.dumps(message).encode()
-    channel.settimeout(max(end - time.monotonic(), 0.01))
-    channel.sendall(struct.pack("!I", len(data)) + data)
-
-
-def _read(channel: socket.socket, end: float) -> dict:
-    """The next message of a program by a time on the clock. Raises TimeoutError, EOFError, OSError, _BadMessageError."""
-    length = struct.unpack("!I", _exactly(channel, 4, end))[0]
-    if length > values.MAX_CHARS:
-        raise _BadMessageError
-    try:
-        message = json.loads(_exactly(channel, length, end))
-    except (ValueError, RecursionError):
-        raise _BadMessageError from None
-    if not isinstance(message, dict):
-        raise _BadMessageError
-    return message
-
-
-def _exactly(channel: socket.socket, count: int, end: float) -> bytes:
-    parts = []
-    while count:
-        left = end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        channel.settimeout(left)
-        data = channel.recv(min(count, 1 << 20))
-        if not data:
-            raise EOFError
-        parts.append(data)
-        count -= len(data)
-    return b"".join(parts)
+def _too_long(source: str) -> bool:
+    return len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE
 
 
 def _how(exit_code: int | None, if_zero: str) -> str:

@@ -32,6 +32,7 @@ def make_group(slot: int) -> Group:
     """New groups under this process's own. Raises OSError where it may not."""
     name = f"jopsd-{os.getpid()}-{slot}"
     own = _own_paths()
+    _sweep(own)
     if "" in own and (ROOT / "cgroup.controllers").exists():
         return _unified(ROOT / own[""].lstrip("/") / name)
     if not {"memory", "pids"} <= own.keys():
@@ -55,6 +56,15 @@ def _unified(directory: Path) -> Group:
         directory.rmdir()
         raise
     return Group([directory], [str(directory / "cgroup.procs")], directory / "memory.max")
+
+
+def _sweep(own: dict[str, str]) -> None:
+    """Removes groups that killed processes have left; one that is in use cannot be removed."""
+    for kind, path in own.items():
+        for directory in (ROOT / kind / path.lstrip("/")).glob("jopsd-*-*"):
+            if not Path("/proc", directory.name.split("-")[1]).exists():
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
 
 
 def _own_paths() -> dict[str, str]:

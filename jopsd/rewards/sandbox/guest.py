@@ -4,21 +4,18 @@ Nothing here is secret and nothing is believed: a program may take over its own 
 cannot answer what it does not know, and expected results never enter a box with a program.
 """
 
-import array
 import contextlib
 import io
-import json
 import os
 import random
 import resource
 import signal
 import socket
-import struct
 import sys
 import traceback
 from typing import NamedTuple, NoReturn
 
-from jopsd.rewards.sandbox import kernel, landlock, namespaces, program, seccomp
+from jopsd.rewards.sandbox import kernel, landlock, namespaces, program, seccomp, wire
 
 MEMORY_EXIT = 86  # exit code of a program that ran out of memory
 MAX_FILES, MAX_PROCESSES, STACK_BYTES = 128, 64, 64 << 20
@@ -49,7 +46,7 @@ def serve(job: int, world: World) -> NoReturn:
         if "namespaces" in world.active:
             namespaces.furnish_box()
         channel = socket.socket(fileno=job)
-        request, descriptors = receive(channel)
+        request, descriptors = wire.receive_with_descriptors(channel)
         child = os.fork()
         if child == 0:
             channel.detach()
@@ -61,7 +58,7 @@ def serve(job: int, world: World) -> NoReturn:
             with contextlib.suppress(OSError):
                 os.kill(-1, signal.SIGKILL)
         ended = {"exit": os.waitstatus_to_exitcode(status)}
-        send(channel, ended)
+        wire.send(channel, ended)
         channel.recv(1)  # until the parent lets go
     finally:
         os._exit(0)
@@ -78,7 +75,7 @@ def start(request: dict, descriptors: list[int], world: World) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         confine(request["limits"], world, request["mode"] == "script")
         _fresh_state()
-        code = program.run(request, kept[3] if len(kept) > 3 else None)
+        code = program.run(request, socket.socket(fileno=kept[3]) if len(kept) > 3 else None)
     except MemoryError:
         code = MEMORY_EXIT
     except BaseException:
@@ -110,7 +107,6 @@ def _limit(limits: dict, world: World, limit_cpu: bool) -> None:
     cpu = int(limits["seconds"]) + 2 if limit_cpu else MAX_CPU_SECONDS
     wanted = {
         resource.RLIMIT_AS: world.baseline + (limits["memory_mb"] << 20),
-        resource.RLIMIT_CPU: cpu,
         resource.RLIMIT_FSIZE: limits["output_bytes"],
         resource.RLIMIT_NOFILE: MAX_FILES,
         resource.RLIMIT_CORE: 0,
@@ -119,9 +115,15 @@ def _limit(limits: dict, world: World, limit_cpu: bool) -> None:
     if world.uid is not None or "namespaces" in world.active:  # else it would count all of this user's threads
         wanted[resource.RLIMIT_NPROC] = MAX_PROCESSES
     for kind, value in wanted.items():
-        hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        _lower(kind, value, value)
+    _lower(resource.RLIMIT_CPU, cpu, cpu + 1)  # a signal that tells the reason, then the end
+
+
+def _lower(kind: int, soft: int, hard: int) -> None:
+    given = resource.getrlimit(kind)[1]
+    if given != resource.RLIM_INFINITY:
+        soft, hard = min(soft, given), min(hard, given)
+    resource.setrlimit(kind, (soft, hard))
 
 
 def _fresh_state() -> None:
@@ -146,34 +148,3 @@ def close_all_but(kept) -> None:
             os.closerange(first, descriptor)
         first = descriptor + 1
     os.closerange(first, 4096)
-
-
-def send(channel: socket.socket, message: dict, descriptors: tuple[int, ...] = ()) -> None:
-    """One message as length and JSON, and descriptors with its first bytes."""
-    data = json.dumps(message).encode()
-    data = struct.pack("!I", len(data)) + data
-    sent = channel.sendmsg([data], _ancillary(descriptors))
-    channel.sendall(data[sent:])
-
-
-def _ancillary(descriptors: tuple[int, ...]) -> list:
-    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-
-
-def receive(channel: socket.socket) -> tuple[dict, list[int]]:
-    """A message and its descriptors; blocks. Raises EOFError at the end."""
-    head, descriptors, _, _ = socket.recv_fds(channel, 4, 8)
-    while len(head) < 4:
-        head += _some(channel, 4 - len(head))
-    length, parts = struct.unpack("!I", head)[0], []
-    while length:
-        parts.append(_some(channel, length))
-        length -= len(parts[-1])
-    return json.loads(b"".join(parts)), descriptors
-
-
-def _some(channel: socket.socket, most: int) -> bytes:
-    data = channel.recv(min(most, 1 << 20))
-    if not data:
-        raise EOFError
-    return data

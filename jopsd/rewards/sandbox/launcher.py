@@ -177,8 +177,8 @@ def open_box(job: int, world: guest.World) -> int:
 def end_all(box: int, world: guest.World) -> None:
     """Kills a box and waits until nothing of it is left.
 
-    In namespaces the first process takes all others with it. Without them orphans become children of this process, which
-    is their reaper, so they are found and killed one generation after another.
+    In namespaces the first process takes all others with it. Without them orphans become children of this process,
+    which is their reaper, so they are found and killed one generation after another.
     """
     if not box:
         return

@@ -4,6 +4,7 @@ Works as root and, where the host lets users make namespaces, without any privil
 """
 
 import os
+import socket
 import stat
 from collections.abc import Iterable
 
@@ -29,6 +30,7 @@ def enter(readable: Iterable[str]) -> None:
         _write("/proc/self/setgroups", "deny")
         _write("/proc/self/uid_map", f"{uid} {uid} 1")
         _write("/proc/self/gid_map", f"{gid} {gid} 1")
+    socket.sethostname("box")
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     kernel.mount("tmpfs", _STAGE, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0755")
     for name in ("old", "new"):

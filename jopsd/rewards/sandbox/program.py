@@ -5,9 +5,8 @@ All of this happens beside the program's own code, so none of it is trusted: it 
 
 import atexit
 import builtins
-import json
-import os
-import struct
+import contextlib
+import socket
 import sys
 import threading
 import traceback
@@ -15,18 +14,17 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from jopsd.rewards.sandbox import values
+from jopsd.rewards.sandbox import values, wire
 
 FILE = "program.py"
-MAX_MESSAGE = 16 << 20
 
 
-def run(request: dict, channel: int | None) -> int:
+def run(request: dict, channel: socket.socket | None) -> int:
     """The exit code of one request: mode script, module or judge."""
     return {"script": _script, "module": _module, "judge": _judge}[request["mode"]](request, channel)
 
 
-def _script(request: dict, channel: int | None) -> int:
+def _script(request: dict, channel: socket.socket | None) -> int:
     main, code = _main(), 0
     try:
         exec(compile(request["source"], FILE, "exec"), main.__dict__)
@@ -48,18 +46,24 @@ def _exit_code(stop: SystemExit) -> int:
     return 1
 
 
-def _module(request: dict, channel: int) -> int:
+def _module(request: dict, channel: socket.socket) -> int:
     """Answers {"call", "args", "kwargs"} with {"status", "value" | "message"} until the channel closes."""
     main = _main()
     given = dict(main.__dict__)
     broken = _attempt(lambda: exec(compile(request["source"], FILE, "exec"), main.__dict__))
-    while (message := read_message(channel)) is not None:
+    while (message := _next(channel)) is not None:
         if broken is not None:
             answer = broken
         else:
             answer = _attempt(lambda: _call(main, given, message), as_value=True)
-        write_message(channel, answer)
+        wire.send(channel, answer)
     return 0
+
+
+def _next(channel: socket.socket) -> dict | None:
+    with contextlib.suppress(EOFError):
+        return wire.receive(channel)
+    return None
 
 
 def _call(main: types.ModuleType, given: dict, message: dict) -> Any:
@@ -78,21 +82,20 @@ def _find(main: types.ModuleType, given: dict, name: str) -> Callable:
     raise NameError(f"the program defines no function {name!r}")
 
 
-def _judge(request: dict, channel: int) -> int:
+def _judge(request: dict, channel: socket.socket) -> int:
     """Runs tests in which some names are functions of another box, reached through the channel."""
     main = _main()
     main.__dict__.update({name: _proxy(channel, name) for name in request["names"]})
     main.__dict__["candidate"] = main.__dict__[request["names"][0]]
-    write_message(
-        channel, {"done": _attempt(lambda: exec(compile(request["source"], "tests.py", "exec"), main.__dict__))}
-    )
+    fault = _attempt(lambda: exec(compile(request["source"], "tests.py", "exec"), main.__dict__))
+    wire.send(channel, {"done": fault})
     return 0
 
 
-def _proxy(channel: int, name: str) -> Callable:
+def _proxy(channel: socket.socket, name: str) -> Callable:
     def proxy(*args: Any, **kwargs: Any) -> Any:
-        write_message(channel, {"call": name, "args": values.encode(list(args)), "kwargs": values.encode(kwargs)})
-        answer = read_message(channel)
+        wire.send(channel, {"call": name, "args": values.encode(list(args)), "kwargs": values.encode(kwargs)})
+        answer = wire.receive(channel)
         if answer["status"] == "ok":
             return values.decode(answer["value"])
         raise RuntimeError(f"{name}: {answer['status']}: {answer['message']}")
@@ -135,33 +138,6 @@ def _finish() -> None:
     sys.stdout.flush()
 
 
-def read_message(channel: int) -> dict | None:
-    """The next message, None at the end."""
-    head = _exactly(channel, 4)
-    if head is None:
-        return None
-    data = _exactly(channel, struct.unpack("!I", head)[0])
-    return None if data is None else json.loads(data)
-
-
-def write_message(channel: int, message: dict) -> None:
-    data = json.dumps(message).encode()
-    data = memoryview(struct.pack("!I", len(data)) + data)
-    while data:
-        data = data[os.write(channel, data) :]
-
-
-def _exactly(channel: int, count: int) -> bytes | None:
-    parts = []
-    while count:
-        data = os.read(channel, min(count, 1 << 20))
-        if not data:
-            return None
-        parts.append(data)
-        count -= len(data)
-    return b"".join(parts)
-
-
 def _main() -> types.ModuleType:
     """A fresh `__main__` that already has what contest programs expect to be there."""
     main = types.ModuleType("__main__")
@@ -171,7 +147,7 @@ def _main() -> types.ModuleType:
 
 
 def _prelude() -> dict[str, Any]:
-    """Names that LeetCode and most graders of contest programs provide: modules, and what is usually taken from them."""
+    """Names that LeetCode and most graders provide: modules, and what is usually taken from them."""
     names: dict[str, Any] = {}
     for name in ("typing", "collections", "heapq", "bisect", "functools", "itertools", "math", "string"):
         module = sys.modules.get(name)
