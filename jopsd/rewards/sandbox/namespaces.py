@@ -56,11 +56,11 @@ def furnish_box() -> None:
     for path in WRITABLE:
         options = f"size={WRITABLE_MB // 2}m,nr_inodes=2048,mode=1777"
         kernel.mount("tmpfs", path, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, options)
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     try:
-        flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
         kernel.mount("proc", "/proc", "proc", flags, "subset=pid,hidepid=invisible")
     except OSError:  # in many containers; all that is lost are /dev/stdin and its like
-        pass
+        kernel.syscall("umount2", b"/proc", kernel.MNT_DETACH)
 
 
 def _furnish(old: str, new: str, readable: Iterable[str]) -> None:
@@ -73,6 +73,8 @@ def _furnish(old: str, new: str, readable: Iterable[str]) -> None:
         if os.path.exists(source) and stat.S_ISCHR(os.stat(source).st_mode):
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
             kernel.mount(source, target, None, kernel.MS_BIND)
+    # The kernel lets a user mount the /proc of a box only where another is in sight; the box's own then covers it.
+    kernel.mount(f"{old}/proc", f"{new}/proc", None, kernel.MS_BIND | kernel.MS_REC)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         os.symlink(f"/proc/self/fd/{number}", f"{new}/dev/{name}")
 
