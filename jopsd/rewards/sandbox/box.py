@@ -105,6 +105,40 @@ class Module:
 _ANSWERS = ("ok", "error", "memory", "unreadable")
 
 
+class Script:
+    """A whole program; from `Sandbox.script`. Its runs share a box, and so what they leave in its directories."""
+
+    def __init__(self, sandbox: "Sandbox", source: str):
+        self._sandbox, self._source = sandbox, source
+        self._is_open = False
+
+    def run(self, stdin: str = "", limits: Limits = Limits()) -> Outcome:  # noqa: B008
+        """One run. ok: it ended by itself with exit code 0; value: what it printed."""
+        if _too_long(self._source):
+            return Outcome("error", message=TOO_LONG)
+        with _memory_file(stdin.encode("utf-8", "replace")) as given, _memory_file() as out, _memory_file() as err:
+            if not self._is_open:
+                self._sandbox._open_box(limits)
+                self._is_open = True
+            self._sandbox._request("script", self._source, limits, (given, out, err))
+            ended = self._sandbox._ended(limits.seconds + GRACE_SECONDS)
+            if ended is None:
+                self.close()
+            printed, complaint = _content(out, limits.output_bytes), _content(err, limits.output_bytes)
+            words = complaint.decode(errors="replace")[-values.MAX_TEXT :]
+        if max(len(printed), len(complaint)) >= limits.output_bytes:
+            return Outcome("output", message=f"over {limits.output_bytes} bytes of output")
+        if ended is None:
+            return Outcome("timeout", message=f"not finished within {limits.seconds:g} s")
+        status = _how(ended, "ok")
+        return Outcome(status, printed.decode(errors="replace") if status == "ok" else None, words or _in_words(ended))
+
+    def close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._sandbox._close_box()
+
+
 class Sandbox:
     """One slot. Not for several threads at once. A context manager; `close` leaves no process.
 
@@ -130,21 +164,18 @@ class Sandbox:
         self._launch()
 
     def run(self, source: str, stdin: str = "", limits: Limits = Limits()) -> Outcome:  # noqa: B008
-        """Runs a whole program on one input. ok: it ended by itself with exit code 0; value: what it printed."""
-        if _too_long(source):
-            return Outcome("error", message=TOO_LONG)
-        with _memory_file(stdin.encode("utf-8", "replace")) as given, _memory_file() as out, _memory_file() as err:
-            self._open_box("script", source, limits, (given, out, err))
-            ended = self._ended(limits.seconds + GRACE_SECONDS)
-            self._close_box()
-            printed, complaint = _content(out, limits.output_bytes), _content(err, limits.output_bytes)
-            words = complaint.decode(errors="replace")[-values.MAX_TEXT :]
-        if max(len(printed), len(complaint)) >= limits.output_bytes:
-            return Outcome("output", message=f"over {limits.output_bytes} bytes of output")
-        if ended is None:
-            return Outcome("timeout", message=f"not finished within {limits.seconds:g} s")
-        status = _how(ended, "ok")
-        return Outcome(status, printed.decode(errors="replace") if status == "ok" else None, words or _in_words(ended))
+        """Runs a whole program on one input."""
+        with self.script(source) as script:
+            return script.run(stdin, limits)
+
+    @contextlib.contextmanager
+    def script(self, source: str) -> Iterator[Script]:
+        """A whole program, to be run on one input after another, each time in a process of its own."""
+        script = Script(self, source)
+        try:
+            yield script
+        finally:
+            script.close()
 
     @contextlib.contextmanager
     def module(self, source: str, limits: Limits = Limits()) -> Iterator[Module]:  # noqa: B008
@@ -256,13 +287,14 @@ class Sandbox:
     def _start(self, mode: str, source: str, limits: Limits, **more: Any) -> socket.socket:
         """Opens a box for a program that answers messages; our end of its channel."""
         ours, theirs = socket.socketpair()
+        self._open_box(limits)
         with theirs, open(os.devnull, "r+b") as null:
             descriptors = (null.fileno(), null.fileno(), null.fileno(), theirs.fileno())
-            self._open_box(mode, source, limits, descriptors, **more)
+            self._request(mode, source, limits, descriptors, **more)
         return ours
 
-    def _open_box(self, mode: str, source: str, limits: Limits, descriptors: tuple[int, ...], **more: Any) -> None:
-        """Starts a program. A launcher that has died meanwhile is replaced."""
+    def _open_box(self, limits: Limits) -> None:
+        """Starts a box. A launcher that has died meanwhile is replaced."""
         if self._job is not None:
             self._close_box()
         if self._control is None:
@@ -270,14 +302,11 @@ class Sandbox:
         if self._group is not None and limits.memory_mb != self._memory_mb:
             self._group.limit(limits.memory_mb)
             self._memory_mb = limits.memory_mb
-        request = {"mode": mode, "source": source, "limits": limits._asdict(), **more}
         for attempt in (1, 2):
             ours, theirs = socket.socketpair()
             try:
                 with theirs:
                     socket.send_fds(self._control, [b"open"], [theirs.fileno()])
-                ours.settimeout(START_SECONDS)
-                wire.send(ours, request, descriptors)
                 self._job = ours
                 return
             except OSError as error:
@@ -285,6 +314,15 @@ class Sandbox:
                 if attempt == 2:
                     raise SandboxError(f"the sandbox does not start programs any more: {error}") from None
                 self._relaunch()
+
+    def _request(self, mode: str, source: str, limits: Limits, descriptors: tuple[int, ...], **more: Any) -> None:
+        """Starts a program in the open box. Raises SandboxError if the box is gone."""
+        request = {"mode": mode, "source": source, "limits": limits._asdict(), **more}
+        try:
+            wire.send(self._job, request, descriptors, time.monotonic() + START_SECONDS)
+        except OSError:
+            self._relaunch()
+            raise SandboxError("a box was lost before it was used") from None
 
     def _ended(self, seconds: float) -> int | None:
         """The exit code of the box's program (negative: the signal), None if it still runs after so many seconds.

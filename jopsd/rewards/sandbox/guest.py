@@ -38,7 +38,7 @@ class World(NamedTuple):
 
 
 def serve(job: int, world: World) -> NoReturn:
-    """The first process of a box: starts the one program that is asked for on socket `job` and says how it ended."""
+    """The first process of a box: starts the programs that are asked for on socket `job` and says how each ended."""
     try:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
@@ -46,20 +46,19 @@ def serve(job: int, world: World) -> NoReturn:
         if "namespaces" in world.active:
             namespaces.furnish_box()
         channel = socket.socket(fileno=job)
-        request, descriptors = wire.receive_with_descriptors(channel)
-        child = os.fork()
-        if child == 0:
-            channel.detach()
-            start(request, descriptors, world)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        status = os.waitpid(child, 0)[1]
-        if os.getpid() == 1:
-            with contextlib.suppress(OSError):
-                os.kill(-1, signal.SIGKILL)
-        ended = {"exit": os.waitstatus_to_exitcode(status)}
-        wire.send(channel, ended)
-        channel.recv(1)  # until the parent lets go
+        while True:  # until the parent lets go
+            request, descriptors = wire.receive_with_descriptors(channel)
+            child = os.fork()
+            if child == 0:
+                channel.detach()
+                start(request, descriptors, world)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            status = os.waitpid(child, 0)[1]
+            if os.getpid() == 1:  # whatever the program has started ends with it
+                with contextlib.suppress(OSError):
+                    os.kill(-1, signal.SIGKILL)
+            wire.send(channel, {"exit": os.waitstatus_to_exitcode(status)})
     finally:
         os._exit(0)
 
