@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from jopsd.rewards.grader import VERIFIERS
+from jopsd.rewards.grader import AUTO
+from jopsd.rewards.score import VERIFIERS
 
 EXAMPLES = r"""examples:
   python -m eval --model models/Qwen3-1.7B --data HuggingFaceH4/MATH-500 --samples 4 --output evals/base
@@ -63,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--column", action="append", default=[], metavar="FIELD=NAME", help="e.g. answer=final; may be repeated")
     add("--samples", type=int, required=True, metavar="N", help="answers per problem")
     add("--template", help="the user's turn; default the run's, or 'Problem: {problem}', a blank line, '{instruction}'")
-    add("--reward", choices=("math", *VERIFIERS), help="the verifier; default the run's, or math")
+    add("--reward", choices=(AUTO, *VERIFIERS), help="the verifier; default the run's, or math")
+    add("--unsafe", action="store_true", help="run programs even where this host cannot keep them in a sandbox")
     add("--thinking", choices=THINKING, default="default", help="default: as the run says, or the chat template")
     add("--temperature", type=float, help="0 is greedy; default the run's eval.temperature, or 1")
     add("--top-p", type=float, help="default the run's eval.top_p, or 0.95")

@@ -1,19 +1,27 @@
 """From graded samples to results.json and the table on the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from eval.metrics import Same, avg_at_n, format_rate, maj_at_n, majority_correct, pass_at_k, pass_at_n, share
+from eval.metrics import avg_at_n, format_rate, maj_at_n, majority_correct, pass_at_k, pass_at_n, share
 from eval.records import Record
+from jopsd.data.problem import Problem
 from jopsd.prompts import Item
 
 NO_ANSWER = "[No boxed answer found]"
 
 
-def results(settings: Mapping, items: Sequence[Item], grouped: Sequence[Sequence[Record]], same: Same) -> dict:
+def results(
+    settings: Mapping,
+    items: Sequence[Item],
+    grouped: Sequence[Sequence[Record]],
+    same: Callable[[Problem, str, str], bool],
+) -> dict:
     """The content of results.json, with the names that OPSD and PW-OPSD give (counts, and `_pct` in percent).
 
     Args:
-      grouped: per item, its N records in order of sample. same: whether two answers are equal, see `majority_correct`.
+      grouped: per item, its N records in order of sample. same: whether two answers to a problem are equal, see
+        `majority_correct`.
 
     Beyond those names: `intervals_95_pct`, `pass_at_k_pct` (unbiased), `majority_vote_at_n_string` (the rule of OPSD
     and COPSD), truncation, mean length and `settings`. As there, top_k is -1 when it is off.
@@ -21,7 +29,10 @@ def results(settings: Mapping, items: Sequence[Item], grouped: Sequence[Sequence
     n, problems = settings["samples"], len(items)
     correct = [[r.correct for r in records] for records in grouped]
     predictions = [[r.prediction for r in records] for records in grouped]
-    majority = [majority_correct(answers, flags, same) for answers, flags in zip(predictions, correct, strict=True)]
+    majority = [
+        majority_correct(answers, flags, partial(same, item.problem))
+        for item, answers, flags in zip(items, predictions, correct, strict=True)
+    ]
     flat = [record for records in grouped for record in records]
     by_name = {
         "pass_at_n": pass_at_n(correct),

@@ -22,7 +22,7 @@ from jopsd.mesh import make_mesh
 from jopsd.models.hf import load_pretrained, read_config
 from jopsd.models.tokenizer import eos_ids, load_tokenizer
 from jopsd.prompts import Item, student_prompt
-from jopsd.rewards.grader import Grader, fault_of_gold, make_grader, require_grader, same_answer
+from jopsd.rewards.grader import Grader, fault_of_row, gold_field, make_grader
 from jopsd.rollouts import request_seed
 from jopsd.sampling import Completion, Policy, Request, Sampler, SamplingParams, make_sampler
 from jopsd.schema import Reading, Reward
@@ -53,6 +53,7 @@ class Options:
     columns: Mapping[str, str] = field(default_factory=dict)
     template: str | None = None
     reward: str | None = None
+    unsafe: bool = False
     thinking: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -105,9 +106,11 @@ def run(options: Options, say: Callable[[str], None] = lambda text: print(text, 
     settings = describe(options, subject, items)
     say(header(settings, items, tokenizer))
     with (
-        make_grader(Reward(name=options.reward)) as grader,
+        make_grader(Reward(name=options.reward, unsafe=options.unsafe), [item.problem for item in items]) as grader,
         open_records(options.output, settings) as (records, add),
     ):
+        for note in grader.notes:
+            say(note)
         missing = _missing(records, len(items), options.samples)
         if missing:
             if records:
@@ -118,7 +121,7 @@ def run(options: Options, say: Callable[[str], None] = lambda text: print(text, 
                     add(record)
                     progress(record)
         grouped = [[records[row, i] for i in range(options.samples)] for row in range(len(items))]
-        summary = results(settings, items, grouped, same_answer(options.reward, grader))
+        summary = results(settings, items, grouped, grader.same)
     write_json(options.output / RESULTS, summary)
     return summary
 
@@ -153,19 +156,14 @@ def find_subject(options: Options) -> Subject:
 
 
 def with_defaults(options: Options) -> Options:
-    """The options with every sampling parameter and the reward filled in: a checkpoint is drawn and graded as its run.
-
-    Raises ValueError for a reward that this version cannot give.
-    """
+    """The options with sampling parameters and reward filled in: a checkpoint is drawn and graded as its run."""
     defaults = DEFAULTS | {"reward": Reward().name}
     if options.checkpoint is not None:
         config = load_config(parse_run(options.checkpoint)[0] / "config.yaml")
         defaults |= {} if config.eval is None else {name: getattr(config.eval, name) for name in DEFAULTS}
         defaults |= {} if config.reward is None else {"reward": config.reward.name}
     left_open = {name: value for name, value in defaults.items() if getattr(options, name) is None}
-    filled = replace(options, **left_open)
-    require_grader(filled.reward)
-    return filled
+    return replace(options, **left_open)
 
 
 def load_items(options: Options, subject: Subject, tokenizer) -> list[Item]:
@@ -175,7 +173,7 @@ def load_items(options: Options, subject: Subject, tokenizer) -> list[Item]:
             options.data,
             options.split,
             options.columns,
-            ("problem", "answer"),
+            tuple(filter(None, ("problem", gold_field(options.reward)))),
             config=options.subset,
             limit=options.limit,
             seed=options.data_seed,
@@ -187,10 +185,11 @@ def load_items(options: Options, subject: Subject, tokenizer) -> list[Item]:
             "repair the row"
         ) from None
     for row, problem in enumerate(problems):
-        if fault := fault_of_gold(options.reward, problem.answer):
+        if found := fault_of_row(options.reward, problem):
+            field, fault = found
             raise ValueError(
-                f"{options.data}, row {row} (counted from 0), field 'answer': {fault}; fix: --reward NAME for the "
-                "verifier of these answers, --column answer=NAME for the column that holds them, or repair the row"
+                f"{options.data}, row {row} (counted from 0), field {field!r}: {fault}; fix: --reward NAME for the "
+                f"verifier of these rows, --column {field}=NAME for the column that holds it, or repair the row"
             )
     return [Item(p, student_prompt(subject.context, tokenizer, p, subject.reading)) for p in problems]
 
@@ -267,7 +266,7 @@ def draw(
     for completion in sampler.sample(requests):
         item = items[completion.request_id]
         text = tokenizer.decode(completion.completion_ids.tolist(), skip_special_tokens=True)
-        pending.append((item, completion, text, grader.submit(text, item.problem.answer)))
+        pending.append((item, completion, text, grader.submit(text, item.problem)))
         while pending and pending[0][-1].done():
             yield _record(*pending.popleft())
     for entry in pending:

@@ -67,6 +67,9 @@ def _flags_read_as_numbers(given, resolved, key: str = "") -> list[tuple[str, bo
     if isinstance(given, dict) and isinstance(resolved, dict):
         inside = [(f"{key}.{name}".lstrip("."), value, resolved.get(name)) for name, value in given.items()]
         return [flag for name, value, read in inside for flag in _flags_read_as_numbers(value, read, name)]
+    if isinstance(given, list | tuple) and isinstance(resolved, list | tuple):
+        entries = enumerate(zip(given, resolved, strict=False))
+        return [flag for i, pair in entries for flag in _flags_read_as_numbers(*pair, f"{key}[{i}]")]
     return [(key, given)] if isinstance(given, bool) and not isinstance(resolved, bool) else []
 
 
@@ -170,6 +173,8 @@ def _known_keys(location: list[str]) -> list[str]:
     """Keys allowed at a place in the schema, for hints."""
     models: list[type[BaseModel]] = [Config]
     for i, part in enumerate(location):
+        if part.isdigit():  # a place in a list
+            continue
         if _is_tag(location, i):
             models = [m for m in models if m.model_fields["name"].default == part] or models
             continue

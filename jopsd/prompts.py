@@ -14,6 +14,7 @@ from jopsd.contexts import Absent, Attempt, Context, Prompt
 from jopsd.data.chat import render
 from jopsd.data.problem import Problem
 from jopsd.methods import Method
+from jopsd.rewards.grader import gold_field
 from jopsd.schema import Config, Data, Reading
 
 # Token ids by view: one prompt, or several of a view that has several readings of each rollout.
@@ -45,8 +46,8 @@ def required_fields(config: Config) -> tuple[str, ...]:
     fields = {"problem", *config.context.required_fields(teacher=bool(config.method.teacher_views))}
     if config.method.trains_on == "solution":
         fields.add("solution")
-    if config.reward and config.method.trains_on == "rollouts":
-        fields.add("answer")
+    if config.reward and config.method.trains_on == "rollouts" and (gold := gold_field(config.reward.name)):
+        fields.add(gold)
     if config.teacher.models:
         fields.add("teacher")
     return tuple(sorted(fields))

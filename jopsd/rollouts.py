@@ -10,13 +10,14 @@ import numpy as np
 
 from jopsd.batch import TrainBatch, make_batch
 from jopsd.contexts import Absent, Attempt
+from jopsd.data.problem import Problem
 from jopsd.methods import Method
 from jopsd.prompts import Item, PromptIds, Tokenizers, group_prompts
 from jopsd.rewards.score import Score
 from jopsd.sampling.sampler import Completion, Request, Sampler, SamplingParams
 from jopsd.schema import Config
 
-Grade = Callable[[str, str], "Future[Score]"]
+Grade = Callable[[str, Problem], "Future[Score]"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ def sample_rollouts(
 ) -> list[Rollout]:
     """n rollouts of each item, in order, graded while later ones are still being drawn.
 
-    seed: with the item's place it decides every draw. grade: `(text, gold) -> Future[Score]`, or None.
+    seed: with the item's place it decides every draw. grade: `(text, problem) -> Future[Score]`, or None.
     """
     requests = [
         Request(tuple(item.prompts["student"]), n, request_seed(*seed, row), params, id=row)
@@ -68,8 +69,7 @@ def sample_rollouts(
     pending: dict[tuple[int, int], tuple[Completion, str, Future | None]] = {}
     for completion in sampler.sample(requests):
         text = tokenizer.decode(completion.completion_ids.tolist(), skip_special_tokens=True)
-        gold = items[completion.request_id].problem.answer
-        graded = grade(text, gold) if grade is not None and gold is not None else None
+        graded = None if grade is None else grade(text, items[completion.request_id].problem)
         pending[completion.request_id, completion.index] = completion, text, graded
     return [_rollout(items[row], row, *pending[row, index]) for row in range(len(items)) for index in range(n)]
 

@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from jopsd.contexts import ContextConfig, SolutionContext
 from jopsd.methods import MethodConfig
 from jopsd.models.attention import ATTENTION
 from jopsd.models.lora import TARGETS
+from jopsd.rewards.score import VERIFIERS
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -122,23 +123,89 @@ class Reference(Section):
     path: str | None = None
 
 
-class Data(Section):
-    """Rows: a file, a directory, a hub id, or a generator such as `sums:train`.
+class Source(Section):
+    """Where rows come from: a file, a directory, a hub id, or a generator such as `sums:train`.
 
-    columns: which column holds a field, where the usual names do not apply.
-    on_bad_row, on_long_prompt: stop with an error before training, or leave the row out and count it.
-    max_prompt_tokens: limit on every prompt, the teacher's included.
+    columns: which column holds a field, where the layout and the usual names do not apply.
+    limit: rows read. seed: of a generator.
+    difficulty: [low, high], both included; rows outside are left out and counted.
+    verifier: for reward.name auto, of rows whose data set does not say.
     """
 
-    source: str
+    source: str | None
     split: str = "train"
     subset: str | None = None
     columns: dict[str, str] = {}
     limit: PositiveInt | None = None
     seed: Seed = 0
+    difficulty: tuple[float, float] | None = None
+    verifier: Literal[VERIFIERS] | None = None
+
+    @field_validator("difficulty")
+    @classmethod
+    def _is_a_band(cls, band: tuple[float, float] | None) -> tuple[float, float] | None:
+        if band is not None and band[0] > band[1]:
+            raise ValueError(f"the lower end {band[0]:g} comes first, and is above {band[1]:g}")
+        return band
+
+
+class MixedSource(Source):
+    """One source of a mixture. weight: its share of the rows trained on, relative to the other weights."""
+
+    source: str
+    weight: Annotated[float, Field(gt=0, strict=True)] = 1.0
+
+
+class Data(Source):
+    """Rows: of one source, or of a mixture.
+
+    mix: sources with their weights, instead of `source`. What stands beside it (split, columns, ...) holds for each
+    source that does not say otherwise.
+    on_bad_row, on_long_prompt: stop with an error before training, or leave the row out and count it.
+    max_prompt_tokens: limit on every prompt, the teacher's included.
+    """
+
+    mix: tuple[MixedSource, ...] | None = None
     on_bad_row: Literal["error", "skip"] = "error"
     on_long_prompt: Literal["error", "skip"] = "error"
     max_prompt_tokens: PositiveInt = 2048
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sources_share_keys(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("mix"), list | tuple):
+            return given
+        shared = {key: given[key] for key in Source.model_fields if key != "source" and key in given}
+        mix = [{**shared, **part} if isinstance(part, dict) else part for part in given["mix"]]
+        return {"source": None, **given, "mix": mix}
+
+    @model_validator(mode="after")
+    def _one_or_a_mixture(self):
+        if self.source is not None and self.mix is not None:
+            raise ValueError(f"source {self.source!r} and mix are both given; remove one, or set it to null")
+        if self.source is None and not self.mix:
+            raise ValueError("no source is given; set source, or mix to a list of sources with weights")
+        return self
+
+    def parts(self, key: str) -> list[tuple[str, "Data", float]]:
+        """Each source as data of its own, with the key that it stands under, given this section's, and its weight."""
+        if self.mix is None:
+            return [(key, self, 1.0)]
+        return [
+            (
+                f"{key}.mix[{number}]",
+                self.model_copy(update={**part.model_dump(exclude={"weight"}), "mix": None}),
+                part.weight,
+            )
+            for number, part in enumerate(self.mix)
+        ]
+
+    @property
+    def named(self) -> str:
+        """The source, or the sources with their weights, in words."""
+        if self.mix is None:
+            return str(self.source)
+        return " + ".join(f"{part.source} (weight {part.weight:g})" for part in self.mix)
 
 
 class Drawing(Section):
@@ -164,18 +231,35 @@ class Sampling(Drawing):
     chunk: PositiveInt = 16
 
 
+class CodeReward(Section):
+    """Programs. score: `sparse` is 1 where all tests pass; `dense` the share of tests that pass.
+
+    feedback: what a teacher may read of failed tests: `public` those that the problem shows; `all` hidden ones too.
+    memory_mb: of one program, beyond what the interpreter takes.
+    budget: seconds for all tests of a program together; tests not run by then count as out of time.
+    """
+
+    score: Literal["sparse", "dense"] = "sparse"
+    feedback: Literal["public", "all"] = "public"
+    memory_mb: Annotated[int, Field(ge=64)] = 1024
+    budget: Annotated[float, Field(gt=0)] = 60.0
+
+
 class Reward(Section):
     """Grades completions for the logs (and for methods that use rewards).
 
     name: what is compared with a row's answer: `math` the value in the last box; `knights` an assignment of knights and
-    knaves in it; `choice` the letter between answer tags; `tools` the calls of tools. `code` is refused: this version
-    has no sandbox for programs.
-    seconds, workers (math): hard limit per answer, and processes for algebra. The others take no time.
+    knaves in it; `choice` the letter between answer tags; `tools` the calls of tools; `code` runs a program on the
+    row's tests, in a sandbox. `auto` is for each row what its data set says.
+    seconds (math): hard limit per answer. workers (math, code): processes; null is as many as there are cores.
+    code: how programs are scored and limited. unsafe: run programs even where this host cannot keep them in.
     """
 
-    name: Literal["math", "knights", "choice", "tools", "code"] = "math"
+    name: Literal["auto", *VERIFIERS] = "math"
     seconds: Annotated[float, Field(gt=0)] = 5.0
-    workers: PositiveInt = 2
+    workers: PositiveInt | None = None
+    code: CodeReward = CodeReward()
+    unsafe: bool = False
 
 
 class Optimizer(Section):

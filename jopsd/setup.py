@@ -17,6 +17,7 @@ from jopsd import checkpoint
 from jopsd.config import Config, ConfigError, load_config
 from jopsd.data.chat import require_chat_template
 from jopsd.data.datasets import load_problems
+from jopsd.data.loader import Part
 from jopsd.data.problem import Problem, RowError
 from jopsd.mesh import make_mesh, token_shards
 from jopsd.models.attention import unavailable
@@ -28,7 +29,8 @@ from jopsd.models.peft import load_adapter
 from jopsd.models.sharding import sharded_shapes, tree_shardings
 from jopsd.models.tokenizer import eos_ids, load_tokenizer
 from jopsd.prompts import Item, Tokenizers, make_items, required_fields, student_prompt, training_prompts
-from jopsd.rewards.grader import fault_of_gold, require_grader
+from jopsd.rewards.grader import AUTO, fault_of_row, gold_field, require_sandbox
+from jopsd.rewards.sandbox import SandboxError
 from jopsd.sampling import Policy
 from jopsd.schema import Data, Model
 from jopsd.step import StepOptions, TrainState, init_state, make_optimizer
@@ -40,13 +42,17 @@ BUILTIN = {"builtin:sums": _DATA / "sums_base", "builtin:sums_expert": _DATA / "
 
 
 class Task(NamedTuple):
-    """The host side: tokenizers, training items, held-out items, and how many rows were left out and why."""
+    """The host side: tokenizers, training items, held-out items, and how many rows were left out and why.
+
+    parts: which training items come from one source of a mixture, in their order.
+    """
 
     tokenizers: Tokenizers
     stop_ids: tuple[int, ...]
     train: list[Item]
     held_out: list[Item]
     skipped: dict[str, int]
+    parts: tuple[Part, ...] = ()
 
     @property
     def tokenizer(self):
@@ -112,8 +118,10 @@ def make_task(config: Config) -> Task:
     """Loads tokenizer and rows and renders every prompt, so that a bad row is an error before anything compiles."""
     if (why := unavailable(config.model.attention, config.model.dtype)) is not None:
         raise ConfigError(f"model.attention: {why}; use auto")
-    if config.reward is not None:
-        require_grader(config.reward.name)
+    if config.reward is not None and config.reward.name == "code":
+        _require_sandbox(config)
+    if config.eval is not None:
+        _check_weights(config.eval.data)
     directory = model_dir(config.model)
     vocab_size = read_config(directory).vocab_size  # an architecture we cannot run is the cheapest error of all
     tokenizer = load_tokenizer(directory)
@@ -122,49 +130,95 @@ def make_task(config: Config) -> Task:
     stop_ids = eos_ids(directory, tokenizer)
     skipped: dict[str, int] = {}
 
-    def items(data, label, required, prompts_of):
+    def items(data, label, required, prompts_of, graded):
         try:
             problems, bad = load_problems(
-                data.source, data.split, data.columns, required, data.on_bad_row, data.subset, data.limit, data.seed
+                data.source,
+                data.split,
+                data.columns,
+                required,
+                data.on_bad_row,
+                data.subset,
+                data.limit,
+                data.seed,
+                data.difficulty,
             )
         except RowError as error:
             raise ConfigError(f"method {config.method.name}, context {config.context.name}: {error}") from None
-        if config.reward is not None and "answer" in required:
+        if data.verifier is not None:
+            problems = [replace(p, verifier=p.verifier or data.verifier) for p in problems]
+        if graded:
             problems, ungradable = _gradable(config.reward.name, data, label, problems)
             bad += ungradable
-        if label == "data":
+        if not label.startswith("eval."):
             _check_teachers(config, problems)
         made, long = make_items(problems, config, data, prompts_of)
         skipped.update({f"{label}: {reason}": count for reason, count in (bad + long).items()})
         return made
 
-    train = items(config.data, "data", required_fields(config), lambda p: training_prompts(config, tokenizers, p))
+    def of_parts(data, label, *how):
+        return [(items(part, key, *how), weight) for key, part, weight in data.parts(label)]
+
+    prompts_of = lambda p: training_prompts(config, tokenizers, p)  # noqa: E731
+    graded = config.reward is not None and config.method.trains_on == "rollouts"
+    made = of_parts(config.data, "data", required_fields(config), prompts_of, graded)
+    train = [item for part, _ in made for item in part]
     held_out = []
     if config.eval is not None:
         prompts_of = lambda p: student_prompt(config.context, tokenizer, p, config.eval)  # noqa: E731
-        required = tuple({"problem", "answer", *config.context.required_fields(teacher=False)})
-        held_out = items(config.eval.data, "eval.data", required, prompts_of)
+        gold = gold_field(config.reward.name)
+        required = tuple({"problem", *filter(None, [gold]), *config.context.required_fields(teacher=False)})
+        parts = of_parts(config.eval.data, "eval.data", required, prompts_of, True)
+        held_out = [item for part, _ in parts for item in part]
     _check_vocabulary(directory, vocab_size, tokenizer, stop_ids, train + held_out)
-    return Task(tokenizers, stop_ids, train, held_out, skipped)
+    if config.reward is not None and config.reward.name == AUTO and _names(train + held_out, "code"):
+        _require_sandbox(config)
+    parts = tuple(Part(len(part), weight) for part, weight in made)
+    return Task(tokenizers, stop_ids, train, held_out, skipped, parts)
+
+
+def _names(items: list[Item], verifier: str) -> bool:
+    return any(item.problem.verifier == verifier for item in items)
+
+
+def _require_sandbox(config: Config) -> None:
+    """Raises ConfigError where programs are to be run and this host cannot keep them in."""
+    try:
+        require_sandbox(config.reward)
+    except SandboxError as error:
+        raise ConfigError(
+            f"reward.name {config.reward.name} runs programs that a model writes: {error}; run where the kernel offers "
+            "more (docs/rewards.md says what), or, on a machine that you can lose, set reward.unsafe: true"
+        ) from None
+
+
+def _check_weights(data: Data) -> None:
+    """Raises ConfigError for weights in `eval.data.mix`: every row is evaluated once."""
+    for key, part, weight in data.parts("eval.data"):
+        if weight != 1:
+            raise ConfigError(
+                f"{key}.weight is {weight:g}, for {part.source}: held-out rows are evaluated once each, whatever their "
+                "source; remove it, or set limit to take fewer rows"
+            )
 
 
 def _gradable(reward: str, data: Data, label: str, problems: list[Problem]) -> tuple[list[Problem], Counter[str]]:
-    """Problems whose answer the verifier can use, and how many have another.
+    """Problems that their verifier can grade, and how many it cannot, by reason.
 
     Raises:
-      ConfigError: another under on_bad_row: error, or nothing but others.
+      ConfigError: one that it cannot under on_bad_row: error, or nothing but such.
     """
-    faults = [fault_of_gold(reward, problem.answer) for problem in problems]
+    faults = [fault_of_row(reward, problem) for problem in problems]
     kept = [problem for problem, fault in zip(problems, faults, strict=True) if fault is None]
     first = next((number for number, fault in enumerate(faults) if fault is not None), None)
     if first is not None and (data.on_bad_row == "error" or not kept):
+        bad, (field, fault) = problems[first], faults[first]
         raise ConfigError(
-            f"{problems[first].source or data.source}, row {first} (counted from 0), field 'answer': {faults[first]}; "
-            f"reward.name is {reward}; fix: name the verifier of these answers, set {label}.columns.answer to the "
-            f"column that holds them, or {label}.on_bad_row: skip"
+            f"{bad.source or data.source}, row {bad.row} (counted from 0), field {field!r}: {fault}; reward.name is "
+            f"{reward}; fix: name the verifier of these rows, set {label}.columns.{field} to the column that holds it, "
+            f"or {label}.on_bad_row: skip"
         )
-    left_out = len(problems) - len(kept)
-    return kept, Counter({f"answer: not one that {reward} can grade": left_out} if left_out else {})
+    return kept, Counter(f"{fault[0]}: not one that {reward} can grade" for fault in faults if fault is not None)
 
 
 def _teacher_tokenizers(config: Config, student, vocab_size: int) -> dict[str, object]:

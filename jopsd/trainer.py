@@ -79,11 +79,16 @@ def train(config: Config) -> dict:
             progress.say(_resuming(config, run_dir, resume, changed))
         replace_text(run_dir / "config.yaml", to_yaml(config))
         tracker = stack.enter_context(open_tracker(run_dir, config.log.tensorboard, resume))
-        pool = stack.enter_context(make_grader(config.reward)) if config.reward else None
+        grader = None
+        if config.reward is not None:
+            problems = [item.problem for item in task.train + task.held_out]
+            grader = stack.enter_context(make_grader(config.reward, problems))
+        for note in grader.notes if grader is not None else ():
+            progress.say(note)
         sampler = None
         if config.eval is not None or config.method.trains_on == "rollouts":
             sampler = stack.enter_context(closing(_make_sampler(config, task, weights, state, mesh)))
-        loop = _Loop(config, task, weights, mesh, manager, tracker, pool, sampler, progress)
+        loop = _Loop(config, task, weights, mesh, manager, tracker, grader, sampler, progress)
         if resume is None:
             loop.evaluate(0, state)
         loop.run(state, meta["data"], Counter(meta["counts"]))
@@ -101,9 +106,10 @@ def with_steps(config: Config, rows: int) -> Config:
 class _Loop:
     """The parts of a running loop. Holds no training state: that is passed in and out of each method."""
 
-    def __init__(self, config, task: Task, weights: Weights, mesh, manager, tracker, pool, sampler, progress):
+    def __init__(self, config, task: Task, weights: Weights, mesh, manager, tracker, grader, sampler, progress):
         self.config, self.task, self.weights, self.mesh = config, task, weights, mesh
-        self.manager, self.tracker, self.pool, self.sampler, self.progress = manager, tracker, pool, sampler, progress
+        self.manager, self.tracker, self.grader = manager, tracker, grader
+        self.sampler, self.progress = sampler, progress
         options = step_options(config)
         self.update = make_update(options, weights.optimizer, mesh, weights.state)
         self.drawn = _drawn_weights(config, weights.models.base, mesh)
@@ -113,7 +119,7 @@ class _Loop:
     def run(self, state: TrainState, data_state: dict | None, earlier: Counter) -> None:
         """Steps up to the last one. earlier: counts of the processes that this one continues."""
         config = self.config
-        batches = training_iterator(self.task.train, config.train.batch_size, config.seed)
+        batches = training_iterator(self.task.train, config.train.batch_size, config.seed, parts=self.task.parts)
         if data_state is not None:
             batches.set_state(data_state)
         skipped_updates = earlier["skipped_updates"]
@@ -122,7 +128,7 @@ class _Loop:
             state, rollouts, metrics = self.step(step, next(batches), state)
             nonfinite = int(metrics.pop("nonfinite"))
             skipped_updates += nonfinite
-            timeouts = self.pool.stats["timeout"] if self.pool is not None else 0
+            timeouts = self.grader.stats["timeout"] if self.grader is not None else 0
             counts = {
                 "skipped_updates": skipped_updates,
                 "grading_timeouts": earlier["grading_timeouts"] + timeouts,
@@ -172,7 +178,7 @@ class _Loop:
             return list(solution_rollouts(items, task.tokenizer, eos, config.method.tokens, limit))
         version = step - 1
         self.sampler.update(self.drawn(student_policy(state.trainable, self.weights.models.base)), version)
-        grade = self.pool.submit if self.pool is not None else None
+        grade = self.grader.submit if self.grader is not None else None
         rollouts = sample_rollouts(
             self.sampler,
             items,
@@ -196,7 +202,13 @@ class _Loop:
         self.sampler.update(student_policy(state.trainable, self.weights.models.base), step)
         params = _params(config, self.task)
         estimate, grouped = evaluate(
-            self.sampler, self.task.held_out, params, config.samples, config.seed, self.task.tokenizer, self.pool.submit
+            self.sampler,
+            self.task.held_out,
+            params,
+            config.samples,
+            config.seed,
+            self.task.tokenizer,
+            self.grader.submit,
         )
         flat = [rollout for group in grouped for rollout in group]
         metrics = {
@@ -268,7 +280,7 @@ def header(config: Config, task: Task) -> str:
     """What a reader wants to check before a long run: sizes, thinking modes, one rendered prompt of each view."""
     example = task.train[0].prompts
     lines = [
-        f"{config.method.name} on {config.data.source}: {len(task.train)} training and {len(task.held_out)} held-out "
+        f"{config.method.name} on {config.data.named}: {len(task.train)} training and {len(task.held_out)} held-out "
         "problems",
         f"thinking: student {config.student.thinking}, teacher {config.teacher.thinking}, "
         f"eval {config.eval.thinking if config.eval else None}",

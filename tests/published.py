@@ -289,6 +289,19 @@ def _mopd():
 # ---------------------------------------------------------------------------------------------------------------- G-OPD
 
 
+def _mix(*sources: str) -> list[dict]:
+    whole = {
+        "split": "train",
+        "subset": None,
+        "columns": {},
+        "limit": None,
+        "seed": 0,
+        "difficulty": None,
+        "verifier": None,
+    }
+    return [{"source": source, **whole, "weight": 1.0} for source in sources]
+
+
 def _gopd():
     shared = OFF | {"seed": 42} | _adamw(1e-5, "constant", 0, 0.01, 1.0) | _length(1024, epochs=3)
     shared |= _rollouts(1, 16384, 1.0) | _correction("token", 5.0) | {"checkpoint.every": 50, "reward.name": "math"}
@@ -304,7 +317,8 @@ def _gopd():
     yield "gopd/exopd", opd | {"method.lam": 1.25}
     larger = shared | {"model.path": "models/Qwen3-4B"}
     two = _under("teacher", kind="external", path=None) | {"teacher.models.math": math, "method.lam": 1.25}
-    two |= {"teacher.models.code": "models/Qwen3-4B-Non-Thinking-RL-Code", "eval.samples": 1}
+    two |= {"teacher.models.code": "models/Qwen3-4B-Non-Thinking-RL-Code", "eval.samples": 1, "eval.data.source": None}
+    two |= {"eval.data.mix": _mix("data/gopd/aime", "data/gopd/Eurus/code_validation.parquet"), "reward.name": "auto"}
     yield "gopd/multi_teacher", larger | two | {"data.source": "data/gopd/math_and_code.parquet"}
     told = FIXED | _under("context", name="solution", privileged="solution") | {"sampling.n": 8, "method.lam": 1.0}
     told |= _length(128, epochs=1) | {"data.source": "data/gopd/deepmath_level6_with_solution.parquet"}

@@ -7,11 +7,14 @@ from collections import Counter
 from itertools import islice
 
 import datasets
+import numpy as np
 import pytest
 
+from jopsd.config import ConfigError, validate_config
 from jopsd.data.datasets import GENERATORS, load_problems, load_rows
-from jopsd.data.loader import training_iterator
+from jopsd.data.loader import Part, training_iterator
 from jopsd.data.problem import Problem, RowError, problem_from_row
+from tests.runs import TINY
 
 BOXED = "Thus \\boxed{\\frac{1}{2}}."
 
@@ -307,6 +310,95 @@ def test_real_translated_rows_load_with_both_languages(shared, code):
     assert sum(skipped.values()) == len(rows) - len(good)
 
 
+# --- levels ---------------------------------------------------------------------------------------------------------
+
+LEVELS = [4.5, 5, 5.5, "6", 7.0, 7.5, "Level 8"]
+
+
+def levels(path, key="difficulty", **load) -> list[str]:
+    rows = [{"problem": str(level), key: level} for level in LEVELS]
+    return [p.problem for p in load_problems(write_lines(path / "levels.jsonl", rows), **load)[0]]
+
+
+def test_a_band_keeps_its_ends_and_reads_numbers_as_text_too(tmp_path):
+    assert levels(tmp_path, difficulty=(5, 7)) == ["5", "5.5", "6", "7.0"]
+    assert levels(tmp_path, difficulty=(7.5, 10)) == ["7.5", "Level 8"]
+    assert levels(tmp_path, key="grade", columns={"difficulty": "grade"}, difficulty=(4.5, 4.5)) == ["4.5"]
+
+
+def test_rows_outside_the_band_are_counted_and_need_nothing_else(tmp_path):
+    rows = [{"problem": "a", "difficulty": 6}, {"difficulty": 3}, {"problem": "", "difficulty": 9.5}]
+    source = write_lines(tmp_path / "a.jsonl", rows)
+    problems, skipped = load_problems(source, difficulty=(5.5, 7))
+    assert [(p.problem, p.row) for p in problems] == [("a", 0)]
+    assert skipped == {"difficulty outside 5.5 to 7": 2}
+    with pytest.raises(ValueError, match=r"no usable row in .*: 3 x difficulty outside 7 to 8"):
+        load_problems(source, difficulty=(7, 8))
+
+
+def test_the_row_of_a_problem_is_its_place_in_the_file_whatever_was_left_out(tmp_path):
+    rows = [{"problem": "a", "difficulty": 1}, {"problem": ""}, {"problem": "b", "difficulty": 5}]
+    problems, _ = load_problems(write_lines(tmp_path / "a.jsonl", rows), difficulty=(5, 5), on_bad_row="skip")
+    assert [p.row for p in problems] == [2]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "fault"),
+    [
+        (
+            {"problem": "a"},
+            {},
+            r"row 1 .*'difficulty': none of the columns difficulty, extra_info\.difficulty is there",
+        ),
+        ({"problem": "a", "difficulty": "hard"}, {}, r"column 'difficulty' is no number \(it is 'hard'\)"),
+        ({"problem": "a", "difficulty": None}, {}, "column 'difficulty' is no number"),
+        ({"problem": "a", "difficulty": 5}, {"difficulty": "level"}, "column 'level' is missing"),
+    ],
+)
+def test_rows_without_a_level_are_refused_or_counted_where_a_band_is_asked_for(tmp_path, row, columns, fault):
+    good = {"problem": "g", "difficulty": 6, "level": 6}
+    source = write_lines(tmp_path / "a.jsonl", [good, row])
+    with pytest.raises(RowError, match=fault):
+        load_problems(source, columns=columns, difficulty=(5, 7))
+    problems, skipped = load_problems(source, columns=columns, difficulty=(5, 7), on_bad_row="skip")
+    assert len(problems) == 1 and skipped.total() == 1 and "hard" not in str(skipped)
+    assert load_problems(source)[0] and not load_problems(source)[1]  # no band, no need
+
+
+def test_a_set_without_levels_is_an_error_even_where_bad_rows_are_skipped(tmp_path):
+    source = write_lines(tmp_path / "a.jsonl", [{"problem": "a"}] * 3)
+    with pytest.raises(ValueError, match="no usable row in .*: 3 x difficulty: none of the columns difficulty"):
+        load_problems(source, difficulty=(5, 7), on_bad_row="skip")
+
+
+def test_real_levels_of_mathematics_select_the_rows_that_have_them(shared):
+    source = shared / "data" / "math500.jsonl"
+    wanted = [row["problem"] for row in map(json.loads, source.open(encoding="utf-8")) if row["level"] >= 4]
+    problems, skipped = load_problems(str(source), columns={"difficulty": "level"}, difficulty=(4, 5))
+    assert [p.problem for p in problems] == wanted
+    assert skipped == {"difficulty outside 4 to 5": 500 - len(wanted)}
+
+
+# --- puzzles --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "people"), [("kk_4to8", (4, 8)), ("kk_9", (9, 9)), ("kk_10", (10, 10)), ("kk_11", (11, 11))]
+)
+def test_sets_of_puzzles_ask_for_their_number_of_people(monkeypatch, name, people):
+    def problems(split, count, seed, people):
+        return [Problem(id=str(i), problem=f"{split} {seed} {people}", answer="A is a knight") for i in range(count)]
+
+    monkeypatch.setitem(sys.modules, "jopsd.data.knights", types.SimpleNamespace(problems=problems))
+    made, _ = load_problems(f"{name}:test", limit=2, seed=3, required=("answer",))
+    assert [(p.problem, p.row) for p in made] == [(f"test 3 {people}", 0), (f"test 3 {people}", 1)]
+
+
+def test_puzzles_load_with_what_training_and_grading_need():
+    problems, skipped = load_problems("knights:train", limit=5, required=("problem", "solution", "answer", "verifier"))
+    assert {p.verifier for p in problems} == {"knights"} and len(problems) == 5 and not skipped
+
+
 # --- batches --------------------------------------------------------------------------------------------------------
 
 TEN = [Problem(id=str(i), problem=str(i)) for i in range(10)]
@@ -385,3 +477,237 @@ def test_a_number_of_epochs_ends_the_stream_and_drops_only_the_last_part_batch()
 def test_impossible_batches_are_refused(arguments, fault):
     with pytest.raises(ValueError, match=fault):
         training_iterator(**{"problems": TEN, "seed": 0, **arguments})
+
+
+# --- mixtures -------------------------------------------------------------------------------------------------------
+
+TWENTY = [Problem(id=f"{'ab'[i >= 4]}{i}", problem=str(i)) for i in range(20)]
+FOUR_AND_SIXTEEN = (Part(4, 1.0), Part(16, 3.0))
+
+
+def mixture(batch_size=8, seed=0, parts=FOUR_AND_SIXTEEN, problems=TWENTY, **options):
+    return training_iterator(problems, batch_size, seed, parts=parts, **options)
+
+
+def flat(batches):
+    return [i for batch in batches for i in batch]
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares"),
+    [((1, 3), (0.25, 0.75)), ((1, 1), (0.5, 0.5)), ((0.7, 0.3), (0.7, 0.3)), ((9, 1), (0.9, 0.1))],
+)
+def test_sources_take_turns_by_weight_in_every_stretch(weights, shares):
+    parts = [Part(4, weights[0]), Part(16, weights[1])]
+    order = flat(take(mixture(parts=parts), 50))
+    for end in (8, 40, 200, 400):
+        count = Counter(i[0] for i in order[:end])
+        for name, share in zip("ab", shares, strict=True):
+            assert abs(count[name] - share * end) <= 1.5 + 0.01 * share * end
+
+
+def test_three_sources_take_turns_too():
+    thirty = [Problem(id=f"{'abc'[i // 10]}{i}", problem=str(i)) for i in range(30)]
+    order = flat(take(mixture(problems=thirty, parts=[Part(10, 1), Part(10, 2), Part(10, 5)]), 40))
+    count = Counter(i[0] for i in order)
+    assert [count[name] for name in "abc"] == pytest.approx([40, 80, 200], abs=2)
+
+
+def test_each_source_is_gone_through_whole_before_it_is_repeated_in_another_order():
+    order = flat(take(mixture(), 40))
+    for name, size in (("a", 4), ("b", 16)):
+        own = [i for i in order if i[0] == name]
+        rounds = [own[start : start + size] for start in range(0, len(own) - size + 1, size)]
+        assert len(rounds) >= 15
+        assert all(len(set(one)) == size for one in rounds)
+        assert len({tuple(one) for one in rounds}) > 3
+
+
+def test_sources_of_one_length_are_not_permuted_alike():
+    twice = [Problem(id=f"{name}{i:02}", problem=str(i)) for name in "ab" for i in range(12)]
+    order = flat(take(mixture(problems=twice, parts=[Part(12, 1), Part(12, 1)]), 30))
+    assert [i[1:] for i in order if i[0] == "a"] != [i[1:] for i in order if i[0] == "b"]
+
+
+def test_one_source_of_a_mixture_is_that_source():
+    assert take(mixture(parts=[Part(20, 5.0)]), 9) == take(mixture(parts=()), 9)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_mixture_is_the_same_for_any_number_of_processes(processes):
+    whole = take(mixture(seed=3), 9)
+    shares = [take(mixture(seed=3, process_index=i, process_count=processes), 9) for i in range(processes)]
+    assert [sum(parts, []) for parts in zip(*shares, strict=True)] == whole
+    assert take(mixture(seed=4), 9) != whole
+
+
+@pytest.mark.parametrize("stop", [0, 1, 5, 11])
+def test_a_mixture_goes_on_where_it_stopped_also_on_other_processes(stop):
+    whole = take(mixture(seed=5), 15)
+    iterator = mixture(seed=5)
+    take(iterator, stop)
+    state = json.loads(json.dumps(iterator.get_state()))
+    assert len(json.dumps(state)) < 200
+    halves = [mixture(seed=5, process_index=i, process_count=2) for i in range(2)]
+    resumed = mixture(seed=5)
+    for other in (resumed, *halves):
+        other.set_state(state)
+    assert take(resumed, 15 - stop) == whole[stop:]
+    assert [a + b for a, b in zip(*(take(half, 15 - stop) for half in halves), strict=True)] == whole[stop:]
+
+
+def test_an_epoch_of_a_mixture_has_as_many_rows_as_there_are_problems():
+    batches = ids(mixture(batch_size=3, epochs=2))
+    assert [len(batch) for batch in batches] == [3] * 13
+    assert batches == take(mixture(batch_size=3), 13)
+
+
+def test_parts_that_are_not_the_problems_are_refused():
+    with pytest.raises(ValueError, match=r"parts of \[4, 15\] rows are not the 20 problems"):
+        mixture(parts=[Part(4, 1), Part(15, 1)])
+    with pytest.raises(ValueError, match=r"parts of \[0, 20\]"):
+        mixture(parts=[Part(0, 1), Part(20, 1)])
+
+
+def config(*, base=TINY, **sections):
+    """A config of the embedded task; a section given is merged into its own, and None removes a key."""
+    tree = {"output_dir": "out", **base}
+    for name, changes in sections.items():
+        merged = {**tree.get(name, {}), **changes}
+        tree[name] = {key: value for key, value in merged.items() if value is not None}
+    return validate_config(tree, "test")
+
+
+def mixed(*sources, **beside):
+    return config(data={"source": None, "mix": list(sources), "limit": None, **beside})
+
+
+def test_a_mixture_stands_in_place_of_a_source():
+    told = mixed({"source": "a.jsonl", "weight": 3}, {"source": "b/c", "split": "test"}).data
+    assert told.source is None and [part.weight for part in told.mix] == [3.0, 1.0]
+    assert told.named == "a.jsonl (weight 3) + b/c (weight 1)"
+    assert [(key, part.source, part.split, weight) for key, part, weight in told.parts("data")] == [
+        ("data.mix[0]", "a.jsonl", "train", 3.0),
+        ("data.mix[1]", "b/c", "test", 1.0),
+    ]
+    alone = config(data={"source": "a.jsonl"}).data
+    assert alone.named == "a.jsonl" and alone.parts("data") == [("data", alone, 1.0)]
+
+
+def test_what_stands_beside_a_mixture_holds_for_sources_that_do_not_say_otherwise():
+    own = {"source": "b", "limit": None, "columns": {"answer": "A"}, "difficulty": [7, 10]}
+    told = mixed({"source": "a"}, own, limit=9, columns={"problem": "Q"}, difficulty=[5, 7], on_bad_row="skip").data
+    (_, a, _), (_, b, _) = told.parts("data")
+    assert (a.limit, a.columns, a.difficulty, a.on_bad_row) == (9, {"problem": "Q"}, (5, 7), "skip")
+    assert (b.limit, b.columns, b.difficulty, b.on_bad_row) == (None, {"answer": "A"}, (7, 10), "skip")
+    again = type(told).model_validate(told.model_dump(mode="json"))
+    assert again == told
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"source": "a", "mix": [{"source": "b"}]}, "`data`: source 'a' and mix are both given; remove one"),
+        ({"source": None, "mix": None}, "`data.source` is required"),
+        ({"source": None, "mix": []}, "`data`: no source is given; set source, or mix to a list"),
+        ({"source": None, "mix": [{"weight": 2}]}, "`data.mix.0.source` is required"),
+        ({"source": None, "mix": [{"source": "b", "weight": 0}]}, "`data.mix.0.weight` = 0"),
+        ({"source": None, "mix": [{"source": "b", "weight": True}]}, "`data.mix.0.weight` = True"),
+        ({"source": None, "mix": [{"source": "b", "sizes": 2}]}, "unknown key `data.mix.0.sizes`"),
+        ({"difficulty": [7, 5]}, "`data.difficulty`: the lower end 7 comes first, and is above 5"),
+        ({"difficulty": [7]}, "`data.difficulty"),
+    ],
+)
+def test_a_section_that_says_not_or_twice_where_rows_come_from_is_refused(data, told):
+    with pytest.raises(ConfigError) as error:
+        config(data=data)
+    assert told in str(error.value)
+    assert len(str(error.value).splitlines()) == 2  # one fault, said once
+
+
+def test_a_source_that_is_null_without_a_mixture_is_refused():
+    with pytest.raises(ConfigError, match="no source is given"):
+        validate_config({"output_dir": "out", **TINY, "data": {"source": None, "mix": None}}, "test")
+
+
+def sums_file(path, count, **changes):
+    """Rows of the embedded task that need no translation to its tokens."""
+    rows = [{"problem": f"{n}+1", "solution": f"\\boxed{{{n + 1}}}", "answer": str(n + 1)} for n in range(count)]
+    return write_lines(path, [row | changes.get(f"row{i}", {}) for i, row in enumerate(rows)])
+
+
+def test_a_run_reads_all_sources_of_a_mixture_and_counts_what_each_left_out(tmp_path):
+    from jopsd.setup import make_task
+    from jopsd.trainer import header, with_steps
+
+    long = {"problem": "+".join(["11"] * 40)}
+    source = sums_file(tmp_path / "own.jsonl", 5, row1={"solution": None}, row3=long)
+    told = mixed(
+        {"source": "sums:train", "limit": 6, "weight": 3},
+        {"source": source},
+        on_bad_row="skip",
+        on_long_prompt="skip",
+        max_prompt_tokens=100,
+    )
+    task = make_task(told)
+    assert task.parts == (Part(6, 3.0), Part(3, 1.0))
+    assert [item.problem.source for item in task.train] == ["sums"] * 6 + [source] * 3
+    assert [item.problem.row for item in task.train[6:]] == [0, 2, 4]
+    assert set(task.skipped.values()) == {1} and all(key.startswith("data.mix[1]: ") for key in task.skipped)
+    assert any("solution" in key for key in task.skipped) and any("over 100 tokens" in key for key in task.skipped)
+    told = config(base=told.model_dump(mode="json"), train={"steps": None, "epochs": 4})
+    told = with_steps(told, len(task.train))
+    assert told.train.steps == 4 * 9 // 4
+    text = header(told, task)
+    assert f"opsd on sums:train (weight 3) + {source} (weight 1): 9 training and 4 held-out problems" in text
+    assert "left out: 1 rows, data.mix[1]: " in text
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "told"),
+    [
+        ({"solution": None}, None, "own.jsonl, row 2 (counted from 0), field 'solution'"),
+        ({"problem": "+".join(["11"] * 40)}, None, "own.jsonl, problem 2 (id 2): its teacher prompt has"),
+        ({"answer": "x" * 9}, {"answer": "gold"}, "own.jsonl, row 0 (counted from 0), field 'answer'"),
+    ],
+)
+def test_a_bad_row_of_a_mixture_is_named_with_its_own_source(tmp_path, row, columns, told):
+    from jopsd.setup import make_task
+
+    own = {"source": sums_file(tmp_path / "own.jsonl", 4, row2=row), **({"columns": columns} if columns else {})}
+    with pytest.raises(ValueError) as error:
+        make_task(mixed({"source": "sums:train", "limit": 4}, own, max_prompt_tokens=100))
+    assert told in str(error.value)
+
+
+def test_an_answer_that_cannot_be_graded_is_named_by_its_row_in_the_file(tmp_path):
+    from jopsd.setup import make_task
+
+    rows = [{"problem": "1+1", "solution": "2", "answer": "A", "difficulty": d} for d in (1, 5, 5)]
+    rows[2]["answer"] = "AB"
+    source = write_lines(tmp_path / "choices.jsonl", rows)
+    told = config(data={"source": source, "difficulty": [5, 5], "limit": None}, reward={"name": "choice"})
+    with pytest.raises(ConfigError, match=r"choices\.jsonl, row 2 \(counted from 0\), field 'answer'"):
+        make_task(told)
+
+
+def test_held_out_sources_are_put_one_after_the_other_and_have_no_weights(tmp_path):
+    from jopsd.setup import make_task
+
+    source = sums_file(tmp_path / "own.jsonl", 3)
+    held_out = {**TINY["eval"], "data": {"mix": [{"source": "sums:test", "limit": 2}, {"source": source}]}}
+    task = make_task(config(eval=held_out))
+    assert [item.problem.source for item in task.held_out] == ["sums"] * 2 + [source] * 3
+    held_out["data"]["mix"][1]["weight"] = 2
+    with pytest.raises(ConfigError, match=r"eval\.data\.mix\[1\]\.weight is 2, for .*own\.jsonl"):
+        make_task(config(eval=held_out))
+
+
+def test_the_rows_of_a_run_are_those_of_its_mixture(tmp_path):
+    from jopsd.setup import make_task
+
+    source = sums_file(tmp_path / "own.jsonl", 3)
+    task = make_task(mixed({"source": "sums:train", "limit": 6, "weight": 3}, {"source": source}))
+    batches = training_iterator(task.train, 8, seed=0, parts=task.parts)
+    counts = np.array([sum(item.problem.source == "sums" for item in next(batches)) for _ in range(20)])
+    np.testing.assert_array_equal(counts, 6)

@@ -10,9 +10,14 @@ import jax
 import pytest
 
 from eval.__main__ import main as evaluate
-from jopsd.rewards.grader import VERIFIERS, DirectGrader, fault_of_gold, make_grader, same_answer
-from jopsd.rewards.pool import MathPool
+from jopsd.config import load_config
+from jopsd.data.problem import Problem
+from jopsd.rewards.code_pool import CodePool
+from jopsd.rewards.grader import DIRECT, fault_of_gold, fault_of_row, make_grader
+from jopsd.rewards.sandbox import SandboxError, box
+from jopsd.rewards.score import VERIFIERS
 from jopsd.schema import Reward
+from jopsd.setup import make_task
 from jopsd.train import main as train
 from tests import runs
 from tests.runs import write_config, write_rows
@@ -24,29 +29,80 @@ RIGHT = {
     "choice": "<answer>A</answer>",
     "tools": 'Action: f\nAction Input: {"a": 1}',
 }
+TESTS = json.dumps({"inputs": ["1 2", "3 4"], "outputs": ["3", "7"], "testtype": "stdin", "time_limit": 2})
+RIGHT_PROGRAM = "```python\nprint(sum(map(int, input().split())))\n```"
+HALF_PROGRAM = "```python\nprint(3)\n```"
 WRONG = {"knights": "\\boxed{Ann is a knave}", "choice": "<answer>B</answer>", "tools": "Action: g"}
 
 
-@pytest.mark.parametrize("name", sorted(VERIFIERS))
+def problem(name: str, gold: str | None) -> Problem:
+    field = "tests" if name == "code" else "answer"
+    return Problem(id="7", problem="?", verifier=name, **{field: gold})
+
+
+@pytest.mark.parametrize("name", sorted(DIRECT))
 def test_a_grader_gives_finished_scores_and_counts_them(name):
+    row = problem(name, GOLD[name])
     with make_grader(Reward(name=name)) as grader:
         for text in (RIGHT[name], WRONG[name], WRONG[name], "nothing"):
-            future = grader.submit(text, GOLD[name])
-            assert future.done() and future.result() == VERIFIERS[name].verify(text, GOLD[name])
+            future = grader.submit(text, row)
+            assert future.done() and future.result() == DIRECT[name].verify(text, GOLD[name])
         assert grader.stats == Counter(correct=1, wrong=2, unformatted=1) and grader.stats["timeout"] == 0
         with pytest.raises(ValueError, match="gold answer ''"):
-            grader.submit("nothing", "")
+            grader.submit("nothing", problem(name, ""))
+        with pytest.raises(ValueError, match="problem 7, field 'answer': it has no answer"):
+            grader.submit("nothing", problem(name, None))
     with pytest.raises(RuntimeError, match="closed"):
-        grader.submit(RIGHT[name], GOLD[name])
+        grader.submit(RIGHT[name], row)
 
 
-def test_mathematics_keeps_its_pool_and_code_is_refused():
-    with make_grader(Reward(workers=1, seconds=3.0)) as pool:
-        assert isinstance(pool, MathPool)
-        assert pool.submit("\\boxed{3}", "3.0").result().correct
-    assert isinstance(make_grader(Reward(name="choice")), DirectGrader)
-    with pytest.raises(ValueError, match="this version has no sandbox"):
+@pytest.mark.parametrize(("score", "half"), [("sparse", 0.0), ("dense", 0.5)])
+def test_programs_are_graded_by_their_tests_in_a_sandbox_that_the_notes_describe(score, half):
+    row = problem("code", TESTS)
+    with make_grader(Reward(name="code", code={"score": score}, workers=2)) as grader:
+        assert "seccomp" in grader.notes[0]
+        futures = [grader.submit(text, row) for text in (RIGHT_PROGRAM, HALF_PROGRAM, "no program") * 3]
+        scores = [future.result() for future in futures]
+        assert [s.reward for s in scores] == [1.0, half, 0.0] * 3
+        assert [s.correct for s in scores] == [True, False, False] * 3
+        assert grader.stats == Counter(correct=3, wrong=3, unformatted=3)
+        assert grader.same(row, "a", "a") and not grader.same(row, "a", "b")
+
+
+def test_under_auto_every_row_has_its_own_verifier():
+    golds = {**GOLD, "math": "1/2", "code": TESTS}
+    right = {**RIGHT, "math": "\\boxed{0.5}", "code": RIGHT_PROGRAM}
+    rows = {name: problem(name, gold) for name, gold in golds.items()}
+    assert sorted(rows) == sorted(VERIFIERS)
+    with make_grader(Reward(name="auto", workers=1), rows.values()) as grader:
+        for name, row in rows.items():
+            assert grader.submit(right[name], row).result().correct
+            assert not grader.submit("nothing", row).result().formatted
+    assert fault_of_row("auto", Problem(id="1", problem="?", answer="3"))[0] == "verifier"
+    assert fault_of_row("auto", problem("speech", "3")) == (
+        "verifier",
+        "no verifier is called 'speech'; known: math, knights, choice, tools, code",
+    )
+    assert fault_of_row("auto", problem("code", None)) == ("tests", "it has no tests")
+    assert fault_of_row("code", problem("code", "{}"))[0] == "tests"
+    assert fault_of_row("auto", rows["code"]) is None
+
+
+def test_no_program_runs_where_the_host_cannot_keep_it_in_unless_asked_to(monkeypatch):
+    monkeypatch.setattr(box.layers, "LAYERS", {"rlimits": "limits"})
+    monkeypatch.setattr("jopsd.rewards.code_pool.LAYERS", {"rlimits": "limits"})
+    with pytest.raises(SandboxError, match="cannot keep programs away from files of the host, the network"):
         make_grader(Reward(name="code"))
+    with make_grader(Reward(name="code", unsafe=True, workers=1)) as grader:
+        assert "UNSAFE" in grader.notes[0]
+        assert grader.submit(RIGHT_PROGRAM, problem("code", TESTS)).result().correct
+
+
+def test_a_sandbox_that_is_killed_costs_no_verdict():
+    with CodePool(1) as pool:
+        for _ in range(4):
+            pool._sandboxes[0]._launcher.kill()
+            assert pool.submit(RIGHT_PROGRAM, TESTS).result().correct
 
 
 @pytest.mark.parametrize(
@@ -64,8 +120,8 @@ def test_mathematics_keeps_its_pool_and_code_is_refused():
     ],
 )
 def test_votes_join_where_the_answers_are_the_same(name, one, other, same):
-    with make_grader(Reward(name=name)) as grader:
-        assert same_answer(name, grader)(one, other) == same
+    with make_grader(Reward(name=name, workers=1)) as grader:
+        assert grader.same(problem(name, "not read"), one, other) == same
 
 
 @pytest.mark.parametrize(
@@ -120,13 +176,19 @@ def quiz(gold: str) -> dict:
     return {"problem": "A or B?", "solution": "<answer>B</answer>", "answer": gold}
 
 
-def test_code_is_refused_at_the_start_with_the_reason(refuse):
+def test_programs_are_refused_at_the_start_where_they_cannot_be_kept_in(refuse, monkeypatch, tmp_path):
+    monkeypatch.setattr("jopsd.rewards.code_pool.LAYERS", {"rlimits": "limits"})
     message = refuse(reward={"name": "code"})
-    assert message.startswith("reward.name code: this version has no sandbox") and "reward: null" in message
+    assert message.startswith("reward.name code runs programs that a model writes: this host cannot keep programs away")
+    assert "reward.unsafe: true" in message
+    row = {"data_source": "apps", "prompt": [{"role": "user", "content": "?"}], "reward_model": {"ground_truth": TESTS}}
+    source = write_rows(tmp_path / "rows.jsonl", [{**row, "extra_info": {"solution": "s"}}] * 8)
+    message = refuse(reward={"name": "auto"}, data={"source": str(source)}, eval=None)
+    assert message.startswith("reward.name auto runs programs that a model writes")
     assert "`reward.name` = 'speech'" in refuse(reward={"name": "speech"})
 
 
-@pytest.mark.parametrize("name", sorted(VERIFIERS))
+@pytest.mark.parametrize("name", sorted(DIRECT))
 def test_a_gold_answer_that_the_verifier_cannot_use_is_refused_with_its_row(refuse, tmp_path, name):
     good, bad = quiz(GOLD[name]), quiz("forty-two")
     source = write_rows(tmp_path / "rows.jsonl", [good, good, bad])
@@ -140,6 +202,19 @@ def test_a_gold_answer_that_the_verifier_cannot_use_is_refused_with_its_row(refu
     source = write_rows(tmp_path / "rows.jsonl", [bad, bad])
     message = refuse(data={"source": str(source), "on_bad_row": "skip"}, reward={"name": name})
     assert f"{source}, row 0" in message
+
+
+def test_rows_whose_data_set_names_no_verifier_have_that_of_their_source(tmp_path, refuse):
+    silent = write_rows(tmp_path / "rows.jsonl", [{"problem": "1+1", "answer": "2", "solution": "2"}] * 8)
+    puzzles = {"source": "knights:train", "limit": 8}
+    message = refuse(data={"source": str(silent)}, reward={"name": "auto"}, eval=None)
+    assert f"{silent}, row 0 (counted from 0), field 'verifier': its data set does not say" in message
+    parts = [{"source": str(silent), "verifier": "math"}, puzzles | {"verifier": "math"}]
+    config = write_config(
+        tmp_path, data={"source": None, "mix": parts, "max_prompt_tokens": 9999}, reward={"name": "auto"}, eval=None
+    )
+    task = make_task(load_config(config, []))
+    assert [item.problem.verifier for item in task.train] == ["math"] * 8 + ["knights"] * 8
 
 
 PLAIN = {"name": "plain", "student_template": "Problem: {problem}", "instruction": ""}
@@ -226,3 +301,40 @@ def test_rollouts_of_a_method_that_learns_from_rewards_get_those_of_choice(taugh
     (row,) = runs.rows(tmp_path / "run")
     assert row["reward"] == sum(sample["reward"] for sample in drawn) / 8 >= 0.25
     assert row["skipped_rows/data: answer: not one that choice can grade"] == 1
+
+
+@pytest.mark.slow
+def test_a_run_graded_by_running_programs_learns_one_by_heart_and_its_evaluation_agrees(tmp_path, capsys):
+    extra = {"problem": "Add.", "solution": RIGHT_PROGRAM}
+    row = {"data_source": "apps", "prompt": [{"role": "user", "content": "Add."}], "extra_info": extra}
+    rows = write_rows(tmp_path / "rows.jsonl", [{**row, "reward_model": {"ground_truth": TESTS}}] * 8)
+    other = json.dumps({"inputs": ["1 2"], "outputs": ["4"], "testtype": "stdin"})
+    choice = {
+        "data_source": "sciknoweval",
+        "prompt": row["prompt"],
+        "ability": "mcq",
+        "reward_model": {"ground_truth": "A"},
+    }
+    held_out = [{**row, "reward_model": {"ground_truth": gold}} for gold in (TESTS, other)] + [choice]
+    test = write_rows(tmp_path / "test.jsonl", held_out)
+    config = write_config(
+        tmp_path,
+        method={"name": "sft"},
+        lora=None,
+        context=PLAIN,
+        data={"source": str(rows)},
+        sampling={"n": 1, "max_new_tokens": 60},
+        reward={"name": "auto", "workers": 1},
+        optimizer={"learning_rate": 1e-3},
+        train={"steps": 100},
+        eval={"data": {"source": str(test)}, "every": 100, "temperature": 0, "max_new_tokens": 60},
+        checkpoint={"every": 100},
+    )
+    runs.run(config, runs.environment())
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["base_accuracy"] == 0 and summary["final_accuracy"] == pytest.approx(1 / 3)
+    output = ["--data", str(test), "--temperature", "0", "--samples", "1", "--output", str(tmp_path / "eval")]
+    assert evaluate(["--checkpoint", str(tmp_path / "run"), *output]) == 0
+    assert "programs run in a sandbox" in capsys.readouterr().err
+    found = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert [row["num_correct"] for row in found["results"]] == [1, 0, 0]

@@ -5,11 +5,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from jopsd.data.problem import NOT_KEPT, Problem, RowError, problem_from_row, require_fields
+from jopsd.data.problem import NOT_KEPT, Problem, RowError, level_of, problem_from_row, require_fields
 
 ACCEPTED = (
     "a .json, .jsonl or .parquet file, a directory of them (or one written by save_to_disk), "
@@ -19,11 +20,23 @@ ACCEPTED = (
 GENERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "sums": ("jopsd.data.sums", {}),
     "sums_sw": ("jopsd.data.sums", {"language": "sw"}),
+    "knights": ("jopsd.data.knights", {}),
+    "kk_4to8": ("jopsd.data.knights", {"people": (4, 8)}),
+    "kk_9": ("jopsd.data.knights", {"people": (9, 9)}),
+    "kk_10": ("jopsd.data.knights", {"people": (10, 10)}),
+    "kk_11": ("jopsd.data.knights", {"people": (11, 11)}),
 }
 GENERATED_ROWS = 4096  # rows of a generator when no limit is given
 
 _FILE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class LeftOut(NamedTuple):
+    """A good row that was not asked for."""
+
+    row_number: int
+    reason: str
 
 
 def load_problems(
@@ -35,26 +48,51 @@ def load_problems(
     config: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    difficulty: tuple[float, float] | None = None,
 ) -> tuple[list[Problem], Counter[str]]:
     """Load a source and check every row before anything is trained on.
 
     ``required`` names Problem fields every row must have; ``limit`` is the number of rows read (of rows made, for a
-    generator, whose draws come from ``seed``). Returns the problems and, per reason, how many rows were skipped.
+    generator, whose draws come from ``seed``). ``difficulty`` keeps rows of this band, both ends included, and needs no
+    fields of the others. Returns the problems and, per reason, how many rows were left out.
 
     Raises RowError for the first bad row under ``on_bad_row="error"``; ValueError if no row is left, or for a broken
     JSON line (naming file and line); FileNotFoundError for a source that is not there.
     """
     if on_bad_row not in ("error", "skip"):
         raise ValueError(f"data.on_bad_row is {on_bad_row!r}; it must be 'error' or 'skip'")
+    outcomes = read_problems(source, split, columns, required, config, limit, seed, difficulty)
+    return _checked(outcomes, on_bad_row, source)
+
+
+def read_problems(
+    source: str,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    required: tuple[str, ...] = ("problem",),
+    config: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    difficulty: tuple[float, float] | None = None,
+) -> Iterator[Problem | RowError | LeftOut]:
+    """What becomes of each row of a source, in order; arguments and errors as `load_problems`, bad rows apart."""
     if limit is not None and limit < 1:
         raise ValueError(f"data.limit is {limit}; it must be at least 1, or null for all rows")
     name, _, part = source.partition(":")
     if name in GENERATORS:
         module, options = GENERATORS[name]
         problems = importlib.import_module(module).problems(part or split, limit or GENERATED_ROWS, seed, **options)
-        return _checked(_from_problems(problems, required), on_bad_row, source)
-    rows = load_rows(source, split, config, limit)
-    return _checked(_from_rows(rows, columns or {}, required, source), on_bad_row, source)
+        return _from_problems(problems, required, difficulty)
+    return from_rows(
+        kept_columns(load_rows(source, split, config, limit), columns), columns, required, source, difficulty
+    )
+
+
+def kept_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None) -> Sequence[Mapping[str, Any]]:
+    """The rows without what is not worth decoding: columns that are never kept, and that ``columns`` does not name."""
+    named = {column.split(".")[0] for column in (columns or {}).values()}
+    unread = [column for column in getattr(rows, "column_names", ()) if column in NOT_KEPT and column not in named]
+    return rows.remove_columns(unread) if unread else rows
 
 
 def load_rows(
@@ -76,15 +114,19 @@ def load_rows(
     return rows if limit is None else rows.select(range(min(limit, len(rows))))
 
 
-def _from_rows(
-    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], required: tuple[str, ...], source: str
-) -> Iterator[Problem | RowError]:
-    named = {column.split(".")[0] for column in columns.values()}
-    unread = [column for column in getattr(rows, "column_names", ()) if column in NOT_KEPT and column not in named]
-    if unread:
-        rows = rows.remove_columns(unread)  # not worth decoding
+def from_rows(
+    rows: Iterable[Mapping[str, Any]],
+    columns: Mapping[str, str] | None,
+    required: tuple[str, ...],
+    source: str,
+    difficulty: tuple[float, float] | None,
+) -> Iterator[Problem | RowError | LeftOut]:
+    """What becomes of each row; arguments as `load_problems`."""
     for number, row in enumerate(rows):
         try:
+            if difficulty and (reason := _outside(difficulty, level_of(row, number, columns, source))):
+                yield LeftOut(number, reason)
+                continue
             problem = problem_from_row(row, number, columns, source)
             require_fields(problem, required, row, number)
         except RowError as error:
@@ -93,25 +135,35 @@ def _from_rows(
             yield problem
 
 
-def _from_problems(problems: Sequence[Problem], required: tuple[str, ...]) -> Iterator[Problem | RowError]:
+def _from_problems(
+    problems: Sequence[Problem], required: tuple[str, ...], difficulty: tuple[float, float] | None
+) -> Iterator[Problem | RowError | LeftOut]:
     for number, problem in enumerate(problems):
         try:
+            if difficulty and (reason := _outside(difficulty, level_of(problem.extra, number, {}, problem.source))):
+                yield LeftOut(number, reason)
+                continue
             require_fields(problem, required, {}, number)
         except RowError as error:
             yield error
         else:
-            yield problem
+            yield replace(problem, row=number)
+
+
+def _outside(band: tuple[float, float], level: float) -> str:
+    low, high = band
+    return "" if low <= level <= high else f"difficulty outside {low:g} to {high:g}"
 
 
 def _checked(
-    outcomes: Iterator[Problem | RowError], on_bad_row: str, source: str
+    outcomes: Iterator[Problem | RowError | LeftOut], on_bad_row: str, source: str
 ) -> tuple[list[Problem], Counter[str]]:
     problems: list[Problem] = []
     skipped: Counter[str] = Counter()
     for outcome in outcomes:
         if isinstance(outcome, Problem):
             problems.append(outcome)
-        elif on_bad_row == "error":
+        elif on_bad_row == "error" and isinstance(outcome, RowError):
             raise outcome
         else:
             skipped[outcome.reason] += 1
@@ -170,7 +222,10 @@ def _dataset(path: Path, source: str, split: str, config: str | None) -> Any:
     import datasets  # slow to import, and the built-in generators do without
 
     if path.is_file():
-        return datasets.load_dataset("parquet", data_files=str(path), split="train")
+        try:
+            return datasets.load_dataset("parquet", data_files=str(path), split="train")
+        except Exception as error:  # of pyarrow or datasets, by what is wrong
+            raise ValueError(f"cannot read {path}: {error}") from error
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         saved = datasets.load_from_disk(str(path))
         if isinstance(saved, datasets.Dataset):
@@ -182,3 +237,5 @@ def _dataset(path: Path, source: str, split: str, config: str | None) -> Any:
         return datasets.load_dataset(str(path) if path.exists() else source, config, split=split)
     except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(f"cannot load {source!r}: {error}; accepted: {ACCEPTED}") from error
+    except datasets.exceptions.DatasetsError as error:
+        raise ValueError(f"cannot load {source!r}: {error}") from error

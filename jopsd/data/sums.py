@@ -76,6 +76,7 @@ def as_problem(numbers: Sequence[int], language: str = "en") -> Problem:
         answer=str(totals[-1]),
         problem_en=text if foreign else None,
         language=language if foreign else None,
+        verifier="math",
         source="sums",
     )
 

@@ -1,19 +1,25 @@
-"""Which verifier grades a run: `reward.name` to an object that takes completions and gives futures of scores."""
+"""Which verifier grades a row, and the object that grades: completions in, futures of scores out."""
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from jopsd.data.problem import Problem
 from jopsd.rewards import choice, knights, tools
 from jopsd.rewards.answer import MAX_CHARS
+from jopsd.rewards.code import Options
+from jopsd.rewards.code_pool import CodePool
 from jopsd.rewards.math import quick_grade
 from jopsd.rewards.pool import MathPool
-from jopsd.rewards.score import Score
+from jopsd.rewards.score import VERIFIERS, Score
+from jopsd.rewards.tests import read_tests
 
 if TYPE_CHECKING:
     from jopsd.schema import Reward
+
+AUTO = "auto"  # the verifier that each row's data set says
 
 
 class Verifier(NamedTuple):
@@ -27,34 +33,28 @@ class Verifier(NamedTuple):
     read_gold: Callable[[str], Hashable | dict]
 
 
-VERIFIERS = {
+DIRECT = {
     "knights": Verifier(knights.verify, knights.read_gold),
     "choice": Verifier(choice.verify, choice.read_gold),
     "tools": Verifier(tools.verify, tools.read_gold),
 }
-NO_SANDBOX = (
-    "reward.name code: this version has no sandbox to run a model's programs in, so it grades no code; train on data "
-    "that math, knights, choice or tools can grade, or set reward: null and eval: null for a method without rewards"
-)
 
 
-class Grader(Protocol):
-    """What grades completions; a context manager.
+class Marker(Protocol):
+    """What one verifier's completions are given to; `close` cancels what is unanswered.
 
     submit raises ValueError for a gold answer that it cannot use and RuntimeError once closed. stats counts verdicts
-    since the start, under names of the grader's own; "timeout" is among them where there are limits.
+    since the start, under names of its own; "timeout" is among them where there are limits.
     """
 
     @property
     def stats(self) -> Counter[str]: ...
     def submit(self, text: str, gold: str) -> "Future[Score]": ...
     def close(self) -> None: ...
-    def __enter__(self) -> "Grader": ...
-    def __exit__(self, *exception: object) -> None: ...
 
 
-class DirectGrader:
-    """Grades in the calling thread, so the futures are finished. Usable from any thread."""
+class Direct:
+    """Marks in the calling thread, so the futures are finished. Usable from any thread."""
 
     def __init__(self, verifier: Verifier):
         self._verifier = verifier
@@ -81,52 +81,121 @@ class DirectGrader:
     def close(self) -> None:
         self._closed = True
 
-    def __enter__(self) -> "DirectGrader":
+
+class Grader:
+    """Grades each completion by its row's verifier. A context manager; usable from any thread.
+
+    notes: what a run's header should say, such as the layers of the sandbox.
+    """
+
+    def __init__(self, reward: str, markers: dict[str, Marker], notes: Iterable[str] = ()):
+        self._reward, self._markers, self.notes = reward, markers, tuple(notes)
+
+    @property
+    def stats(self) -> Counter[str]:
+        """Counts of all verifiers together."""
+        return sum((marker.stats for marker in self._markers.values()), Counter())
+
+    def submit(self, text: str, problem: Problem) -> "Future[Score]":
+        """Future of a completion's score. Raises ValueError for a row that `fault_of_row` finds fault with."""
+        if fault := _lacks(self._reward, problem):
+            raise ValueError(f"problem {problem.id}, field {fault[0]!r}: {fault[1]}")
+        name = verifier_of(self._reward, problem)
+        return self._markers[name].submit(text, gold_of(name, problem))
+
+    def same(self, problem: Problem, one: str, other: str) -> bool:
+        """Whether two predictions are the same answer; one that cannot be read equals none, not even itself.
+
+        Programs are the same where they are equal as text.
+        """
+        name = verifier_of(self._reward, problem)
+        try:
+            if name == "math":
+                return self._markers[name].submit(f"\\boxed{{{one}}}", other).result().correct
+            if name == "code":
+                return one == other
+            read = DIRECT[name].read_gold
+            return read(one) == read(other)
+        except ValueError:
+            return False
+
+    def close(self) -> None:
+        for marker in self._markers.values():
+            marker.close()
+
+    def __enter__(self) -> "Grader":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
 
-def require_grader(name: str) -> None:
-    """Raises ValueError for a reward that this version cannot give, so that a run can be refused before it compiles."""
-    if name == "code":
-        raise ValueError(NO_SANDBOX)
+def make_grader(reward: "Reward", problems: Iterable[Problem] = ()) -> Grader:
+    """The grader of a `reward` section; for `auto`, with the verifiers that `problems` name.
 
-
-def make_grader(reward: "Reward") -> Grader:
-    """The grader of a `reward` section. Its workers and seconds are math's, whose last stage runs in processes.
-
-    Raises ValueError as `require_grader`.
+    Raises SandboxError where programs are to be run and this host cannot keep them in.
     """
-    require_grader(reward.name)
-    if reward.name == "math":
-        return MathPool(reward.workers, reward.seconds)
-    return DirectGrader(VERIFIERS[reward.name])
+    names = {problem.verifier for problem in problems} & set(VERIFIERS) if reward.name == AUTO else {reward.name}
+    markers: dict[str, Marker] = {}
+    notes = []
+    if "code" in names:
+        options = Options(reward.code.score, reward.code.feedback, True, reward.code.budget, reward.code.memory_mb)
+        markers["code"] = pool = CodePool(reward.workers, options, reward.unsafe)
+        notes.append(pool.note)
+    if "math" in names:
+        markers["math"] = MathPool(reward.workers, reward.seconds)
+    return Grader(reward.name, markers | {name: Direct(DIRECT[name]) for name in names & DIRECT.keys()}, notes)
+
+
+def require_sandbox(reward: "Reward") -> None:
+    """Raises SandboxError where programs are to be run and cannot be kept in, so that a run is refused early."""
+    CodePool(1, unsafe=reward.unsafe).close()
+
+
+def verifier_of(reward: str, problem: Problem) -> str | None:
+    """The name of the verifier that grades a row under `reward.name`."""
+    return problem.verifier if reward == AUTO else reward
+
+
+def gold_of(name: str, problem: Problem) -> str | None:
+    """What a verifier compares with: a program's tests, or the answer."""
+    return problem.tests if name == "code" else problem.answer
+
+
+def gold_field(reward: str) -> str | None:
+    """The field that every row must have under `reward.name`; None where that depends on the row."""
+    return None if reward == AUTO else "tests" if reward == "code" else "answer"
+
+
+def fault_of_row(reward: str, problem: Problem) -> tuple[str, str] | None:
+    """Field, and why the verifier of a row cannot grade by what is in it; None if it can."""
+    if fault := _lacks(reward, problem):
+        return fault
+    name = verifier_of(reward, problem)
+    fault = fault_of_gold(name, gold_of(name, problem))
+    return None if fault is None else ("tests" if name == "code" else "answer", fault)
 
 
 def fault_of_gold(name: str, gold: str) -> str | None:
     """Why the verifier of this name cannot use a gold answer; None if it can."""
     try:
         if name == "math":
-            quick_grade(None, gold[:MAX_CHARS])  # the tests of a program that no one grades may be megabytes
+            quick_grade(None, gold[:MAX_CHARS])  # the tests of a program that math is to grade may be megabytes
+        elif name == "code":
+            read_tests(gold)
         else:
-            VERIFIERS[name].read_gold(gold)
+            DIRECT[name].read_gold(gold)
     except ValueError as error:
         return str(error)
     return None
 
 
-def same_answer(name: str, grader: Grader) -> Callable[[str, str], bool]:
-    """Whether two predictions are the same answer; one that cannot be read equals none, not even itself."""
-
-    def same(one: str, other: str) -> bool:
-        try:
-            if name == "math":
-                return grader.submit(f"\\boxed{{{one}}}", other).result().correct
-            read = VERIFIERS[name].read_gold
-            return read(one) == read(other)
-        except ValueError:
-            return False
-
-    return same
+def _lacks(reward: str, problem: Problem) -> tuple[str, str] | None:
+    name = verifier_of(reward, problem)
+    if name is None:
+        return "verifier", "its data set does not say which verifier grades it, which reward.name auto needs"
+    if name not in VERIFIERS:
+        return "verifier", f"no verifier is called {name!r}; known: {', '.join(VERIFIERS)}"
+    if gold_of(name, problem) is None:
+        return ("tests", "it has no tests") if name == "code" else ("answer", "it has no answer")
+    return None
