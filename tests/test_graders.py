@@ -210,9 +210,8 @@ def test_rows_whose_data_set_names_no_verifier_have_that_of_their_source(tmp_pat
     message = refuse(data={"source": str(silent)}, reward={"name": "auto"}, eval=None)
     assert f"{silent}, row 0 (counted from 0), field 'verifier': its data set does not say" in message
     parts = [{"source": str(silent), "verifier": "math"}, puzzles | {"verifier": "math"}]
-    config = write_config(
-        tmp_path, data={"source": None, "mix": parts, "max_prompt_tokens": 9999}, reward={"name": "auto"}, eval=None
-    )
+    mixed = {"source": None, "mix": parts, "max_prompt_tokens": 9999}
+    config = write_config(tmp_path, data=mixed, reward={"name": "auto"}, eval=None)
     task = make_task(load_config(config, []))
     assert [item.problem.verifier for item in task.train] == ["math"] * 8 + ["knights"] * 8
 

@@ -64,7 +64,7 @@ class Module:
         message = {"call": name, "args": values.encode(list(args)), "kwargs": values.encode(kwargs or {})}
         answer = self._asked(message)
         if answer["status"] != "ok":
-            return Outcome(answer["status"], message=str(answer.get("message", ""))[: values.MAX_TEXT])
+            return Outcome(answer["status"], message=_words(answer.get("message")))
         try:
             return Outcome("ok", values.decode(answer["value"]))
         except (values.NotPlainError, KeyError, TypeError) as error:
@@ -91,8 +91,10 @@ class Module:
             self.close()
             return {"status": "unreadable", "message": "the program wrote something else than a result"}
         except (EOFError, OSError):
-            ended = self._sandbox._ended(CLOSE_SECONDS)
-            self.close()
+            try:
+                ended = self._sandbox._ended(GRACE_SECONDS)  # a program that only closed its channel still runs
+            finally:
+                self.close()
             return {"status": _how(ended, "crash"), "message": _in_words(ended)}
 
     def close(self) -> None:
@@ -120,8 +122,12 @@ class Script:
             if not self._is_open:
                 self._sandbox._open_box(limits)
                 self._is_open = True
-            self._sandbox._request("script", self._source, limits, (given, out, err))
-            ended = self._sandbox._ended(limits.seconds + GRACE_SECONDS)
+            try:
+                self._sandbox._request("script", self._source, limits, (given, out, err))
+                ended = self._sandbox._ended(limits.seconds + GRACE_SECONDS)
+            except SandboxError:
+                self._is_open = False
+                raise
             if ended is None:
                 self.close()
             printed, complaint = _content(out, limits.output_bytes), _content(err, limits.output_bytes)
@@ -203,7 +209,7 @@ class Sandbox:
                 answer = module._asked(message)
                 wire.send(channel, answer, end=end)
             fault = message["done"]
-            return Outcome("ok") if fault is None else Outcome(fault["status"], message=fault["message"])
+            return Outcome("ok") if fault is None else Outcome(fault["status"], message=_words(fault["message"]))
         except TimeoutError:
             return Outcome("timeout", message=f"the tests did not finish within {limits.seconds:g} s")
         except (EOFError, OSError, wire.BadMessageError):
@@ -299,10 +305,10 @@ class Sandbox:
             self._close_box()
         if self._control is None:
             self._launch()
-        if self._group is not None and limits.memory_mb != self._memory_mb:
-            self._group.limit(limits.memory_mb)
-            self._memory_mb = limits.memory_mb
         for attempt in (1, 2):
+            if self._group is not None and limits.memory_mb != self._memory_mb:
+                self._group.limit(limits.memory_mb)
+                self._memory_mb = limits.memory_mb
             ours, theirs = socket.socketpair()
             try:
                 with theirs:
@@ -327,10 +333,13 @@ class Sandbox:
     def _ended(self, seconds: float) -> int | None:
         """The exit code of the box's program (negative: the signal), None if it still runs after so many seconds.
 
-        Raises SandboxError if the box ended without saying.
+        Raises SandboxError if the box ended without saying, or the program was not run.
         """
         try:
-            return wire.receive(self._job, time.monotonic() + seconds)["exit"]
+            message = wire.receive(self._job, time.monotonic() + seconds)
+            if not message["confined"]:
+                raise SandboxError("a program could not be confined, and was not run")
+            return message["exit"]
         except TimeoutError:
             return None
         except (EOFError, OSError):
@@ -406,6 +415,11 @@ def _content(descriptor: int, most: int) -> bytes:
 
 def _too_long(source: str) -> bool:
     return len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE
+
+
+def _words(message: Any) -> str:
+    """A program's own words, fit for a log."""
+    return message[: values.MAX_TEXT].encode(errors="replace").decode() if isinstance(message, str) else ""
 
 
 def _how(exit_code: int | None, if_zero: str) -> str:

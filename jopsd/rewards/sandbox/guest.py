@@ -4,6 +4,7 @@ Nothing here is secret and nothing is believed: a program may take over its own 
 cannot answer what it does not know, and expected results never enter a box with a program.
 """
 
+import builtins
 import contextlib
 import io
 import os
@@ -43,36 +44,49 @@ def serve(job: int, world: World) -> NoReturn:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         close_all_but((job,))
+        with contextlib.suppress(OSError):  # or programs would have the keys of whoever started the launcher
+            kernel.syscall("keyctl", 1, None)
         if "namespaces" in world.active:
             namespaces.furnish_box()
         channel = socket.socket(fileno=job)
         while True:  # until the parent lets go
             request, descriptors = wire.receive_with_descriptors(channel)
+            confined, tell = os.pipe()
             child = os.fork()
             if child == 0:
                 channel.detach()
-                start(request, descriptors, world)
-            for descriptor in descriptors:
+                start(request, descriptors, tell, world)
+            for descriptor in (*descriptors, tell):
                 os.close(descriptor)
+            was_confined = bool(os.read(confined, 1))
+            os.close(confined)
             status = os.waitpid(child, 0)[1]
             if os.getpid() == 1:  # whatever the program has started ends with it
                 with contextlib.suppress(OSError):
                     os.kill(-1, signal.SIGKILL)
-            wire.send(channel, {"exit": os.waitstatus_to_exitcode(status)})
+                with contextlib.suppress(ChildProcessError):
+                    while True:
+                        os.wait()
+            wire.send(channel, {"exit": os.waitstatus_to_exitcode(status), "confined": was_confined})
     finally:
         os._exit(0)
 
 
-def start(request: dict, descriptors: list[int], world: World) -> NoReturn:
-    """The program's process: standard streams and channel in place, confined, then the program."""
+def start(request: dict, descriptors: list[int], tell: int, world: World) -> NoReturn:
+    """The program's process: standard streams and channel in place, confined, then the program.
+
+    That it was confined is told before the program can say anything.
+    """
     code = 1
     try:
-        kept = [os.dup2(descriptor, 10 + place) for place, descriptor in enumerate(descriptors)]
+        *kept, tell = (os.dup2(descriptor, 10 + place) for place, descriptor in enumerate((*descriptors, tell)))
         for number, descriptor in enumerate(kept[:3]):
             os.dup2(descriptor, number)
-        close_all_but((0, 1, 2, *kept[3:]))
+        close_all_but((0, 1, 2, *kept[3:], tell))
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         confine(request["limits"], world, request["mode"] == "script")
+        os.write(tell, b"1")
+        os.close(tell)
         _fresh_state()
         code = program.run(request, socket.socket(fileno=kept[3]) if len(kept) > 3 else None)
     except MemoryError:
@@ -108,7 +122,7 @@ def _limit(limits: dict, world: World, limit_cpu: bool) -> None:
         resource.RLIMIT_AS: world.baseline + (limits["memory_mb"] << 20),
         resource.RLIMIT_FSIZE: limits["output_bytes"],
         resource.RLIMIT_NOFILE: MAX_FILES,
-        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CORE: 1,  # at 0 the kernel would still call a host's handler of core dumps
         resource.RLIMIT_STACK: STACK_BYTES,
     }
     if world.uid is not None or "namespaces" in world.active:  # else it would count all of this user's threads
@@ -134,6 +148,7 @@ def _fresh_state() -> None:
     )
     sys.set_int_max_str_digits(0)
     sys.argv = ["program.py"]
+    builtins.exit = builtins.quit = sys.exit  # what `site` would define
     random.seed(0)
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(0)

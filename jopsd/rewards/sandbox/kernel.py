@@ -25,6 +25,7 @@ _NUMBERS = {  # x86_64, aarch64
     "pivot_root": (155, 41),
     "umount2": (166, 39),
     "unshare": (272, 97),
+    "keyctl": (250, 219),
 }
 _MACHINES = {"x86_64": 0, "aarch64": 1}
 

@@ -106,6 +106,11 @@ def _user(config: dict, wanted: set[str], missing: dict[str, str]) -> int | None
     if "namespaces" not in wanted and not all(map(_open_to_all, config["readable"])):
         missing["user"] = "another user could not read the interpreter's files"
         return None
+    try:
+        _in_child(lambda: kernel.take_user(config["uid"]))
+    except OSError as error:
+        missing["user"] = str(error)
+        return None
     return config["uid"]
 
 

@@ -13,6 +13,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "files of the host": ("namespaces", "landlock"),
     "the network": ("namespaces", "seccomp"),
     "other processes": ("namespaces", "seccomp"),
+    "an endless number of processes": ("seccomp", "cgroups", "user"),
     "time and memory": ("rlimits",),
 }
 

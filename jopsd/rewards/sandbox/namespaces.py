@@ -48,7 +48,7 @@ def enter(readable: Iterable[str]) -> None:
 
 def enter_box() -> None:
     """Own processes and mounts for the children of this process, which is about to fork a box's first process."""
-    kernel.syscall("unshare", kernel.CLONE_NEWPID | kernel.CLONE_NEWNS)
+    kernel.syscall("unshare", kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC)
 
 
 def furnish_box() -> None:
@@ -73,6 +73,8 @@ def _furnish(old: str, new: str, readable: Iterable[str]) -> None:
         if os.path.exists(source) and stat.S_ISCHR(os.stat(source).st_mode):
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
             kernel.mount(source, target, None, kernel.MS_BIND)
+            # Read-only as a file: its mode and times are the host's. What is written to a device still arrives.
+            kernel.set_mount_flags(target, kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NOEXEC)
     # The kernel lets a user mount the /proc of a box only where another is in sight; the box's own then covers it.
     kernel.mount(f"{old}/proc", f"{new}/proc", None, kernel.MS_BIND | kernel.MS_REC)
     for number, name in enumerate(("stdin", "stdout", "stderr")):

@@ -135,13 +135,14 @@ def _finish() -> None:
     """What an interpreter does at its end: waits for threads, runs exit functions, flushes."""
     threading._shutdown()
     atexit._run_exitfuncs()
-    sys.stdout.flush()
+    if sys.stdout is not None and not getattr(sys.stdout, "closed", False):
+        sys.stdout.flush()
 
 
 def _main() -> types.ModuleType:
     """A fresh `__main__` that already has what contest programs expect to be there."""
     main = types.ModuleType("__main__")
-    main.__dict__.update(_prelude(), __builtins__=builtins)
+    main.__dict__.update(_prelude(), __builtins__=builtins, __file__=FILE)
     sys.modules["__main__"] = main
     return main
 

@@ -23,8 +23,8 @@ _ALLOWED: dict[str, tuple[int, int | None]] = {
     "pause": (34, None), "nanosleep": (35, 101), "getitimer": (36, 102), "alarm": (37, None), "setitimer": (38, 103),
     "getpid": (39, 172), "sendfile": (40, 71), "sendto": (44, 206), "recvfrom": (45, 207), "sendmsg": (46, 211),
     "recvmsg": (47, 212), "shutdown": (48, 210), "getsockname": (51, 204), "getpeername": (52, 205),
-    "setsockopt": (54, 208), "getsockopt": (55, 209), "exit": (60, 93), "wait4": (61, 260), "uname": (63, 160),
-    "flock": (73, 32), "fsync": (74, 82), "fdatasync": (75, 83), "truncate": (76, 45), "ftruncate": (77, 46),
+    "getsockopt": (55, 209), "exit": (60, 93), "wait4": (61, 260), "uname": (63, 160),
+    "flock": (73, 32), "fsync": (74, 82), "fdatasync": (75, 83), "ftruncate": (77, 46),
     "getcwd": (79, 17), "chdir": (80, 49), "fchdir": (81, 50), "rename": (82, None), "mkdir": (83, None),
     "rmdir": (84, None), "creat": (85, None), "unlink": (87, None), "readlink": (89, None), "umask": (95, 166),
     "gettimeofday": (96, 169), "getrlimit": (97, 163), "getrusage": (98, 165), "sysinfo": (99, 179),
@@ -46,7 +46,7 @@ _ALLOWED: dict[str, tuple[int, int | None]] = {
     "statx": (332, 291), "rseq": (334, 293), "close_range": (436, 436), "faccessat2": (439, 439),
 }  # fmt: skip
 _CLONE, _CLONE3 = (56, 220), (435, 435)
-_KILL, _TKILL, _TGKILL = (62, 129), (200, 130), (234, 131)
+_KILL, _TGKILL = (62, 129), (234, 131)
 _FCNTL, _IOCTL, _PRCTL, _PRLIMIT, _SOCKETPAIR = (72, 25), (16, 29), (157, 167), (302, 261), (53, 199)
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}

@@ -7,10 +7,12 @@ import json
 from typing import Any
 
 MAX_DEPTH = 60
-MAX_CHARS = 8 << 20  # of one value as text
+MAX_CHARS = 7 << 20  # of one value as text; less than a message may hold
 MAX_INT_BITS = 1 << 17
 MAX_TEXT = 2_000  # of a message in words
-MAX_HARD_KEYS = 5_000  # keys whose hashes a program can choose, so that they collide: 5,000 cost under a second
+# Keys whose hashes a program can choose, so that they collide: of one value, in sum, how many and how long as text.
+MAX_HARD_KEYS = 2_000
+MAX_HARD_CHARS = 100_000
 _EASY_INT = 1 << 60
 
 
@@ -37,10 +39,10 @@ def decode(text: str | bytes) -> Any:
     if len(text) > MAX_CHARS:
         raise NotPlainError(f"a value of over {MAX_CHARS} characters")
     try:
-        return _value(json.loads(text), 0)
+        return _value(json.loads(text), 0, [MAX_HARD_KEYS, MAX_HARD_CHARS])
     except NotPlainError:
         raise
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as error:
         raise NotPlainError(f"text that is no value ({type(error).__name__})") from None
 
 
@@ -77,7 +79,8 @@ _TAGS |= {list: "l", tuple: "t", set: "s", frozenset: "z"}
 _SEQUENCES = {"l": list, "t": tuple, "s": set, "z": frozenset}
 
 
-def _value(tagged: Any, depth: int) -> Any:
+def _value(tagged: Any, depth: int, left: list[int]) -> Any:
+    """left: hard keys and their characters that may still come."""
     if depth > MAX_DEPTH:
         raise NotPlainError(f"a value nested over {MAX_DEPTH} levels")
     if tagged is None or isinstance(tagged, bool | str):
@@ -92,18 +95,28 @@ def _value(tagged: Any, depth: int) -> Any:
     if tag == "b":
         return bytes.fromhex(content)
     if tag == "d":
-        keys = [_value(key, depth + 1) for key, _ in content]
-        _check_keys(keys)
-        return dict(zip(keys, (_value(entry, depth + 1) for _, entry in content), strict=True))
-    entries = [_value(entry, depth + 1) for entry in content]
+        keys = [_value(key, depth + 1, left) for key, _ in content]
+        _check_keys(keys, left)
+        return dict(zip(keys, (_value(entry, depth + 1, left) for _, entry in content), strict=True))
+    entries = [_value(entry, depth + 1, left) for entry in content]
     if tag in "sz":
-        _check_keys(entries)
+        _check_keys(entries, left)
     return _SEQUENCES[tag](entries)
 
 
-def _check_keys(keys: list) -> None:
-    if len(keys) > MAX_HARD_KEYS and not all(map(_is_easy, keys)):
-        raise NotPlainError(f"a set or dict with over {MAX_HARD_KEYS} keys other than text and short integers")
+def _check_keys(keys: list, left: list[int]) -> None:
+    for key in keys:
+        if not _is_easy(key):
+            left[0] -= 1
+            left[1] -= _length(key)
+    if min(left) < 0:
+        raise NotPlainError(f"over {MAX_HARD_KEYS} keys other than text and short integers, or long ones")
+
+
+def _length(key: Any) -> int:
+    if isinstance(key, tuple | frozenset):
+        return 4 + sum(map(_length, key))
+    return 1 + (len(key) if isinstance(key, str | bytes) else key.bit_length() // 8 if isinstance(key, int) else 0)
 
 
 def _is_easy(key: Any) -> bool:

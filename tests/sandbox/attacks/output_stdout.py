@@ -1,0 +1,5 @@
+# family: output
+# tries: to fill memory through its standard output
+# status: output
+while True:
+    print("won" * 10_000)
