@@ -1,6 +1,8 @@
 """Which verifier grades a run: graders, refusals at the start, and whole runs graded by something else than math."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -149,6 +151,59 @@ def test_grading_loads_neither_jax_nor_sympy():
     code = "import sys, jopsd.rewards.grader; print('jax' in sys.modules, 'sympy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=runs.REPO, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+def mixed_questions(count: int) -> list[tuple[str, Problem]]:
+    """Completions for all five verifiers, right and wrong, of which one in three keeps a process busy."""
+    golds = {**GOLD, "math": "x^2+2*x+1", "code": TESTS}
+    made = []
+    for number in range(count):
+        name = ("math", "knights", "choice", "math", "tools", "code")[number % 6]
+        right, wrong = {
+            "math": (f"\\boxed{{(x+1)^2+{number}-{number}}}", f"\\boxed{{(x+1)^2+{number + 1}}}"),
+            "code": (f"{RIGHT_PROGRAM[:-3]}# {number}\n```", f"{HALF_PROGRAM[:-3]}# {number}\n```"),
+        }.get(name) or (RIGHT[name], WRONG[name])
+        made.append((right if number % 5 else wrong, problem(name, golds[name])))
+    return made
+
+
+@pytest.mark.parametrize("count", [240, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_mixed_verifications_under_a_crash_every_hundred_are_all_answered_in_order_and_right(count):
+    questions, kills = mixed_questions(count), 0
+    with make_grader(Reward(name="auto", workers=2), [row for _, row in questions]) as grader:
+        math, code = grader._markers["math"], grader._markers["code"]
+        futures = [grader.submit(text, row) for text, row in questions]
+        for number, future in enumerate(futures):
+            if number % 100 == 50:
+                turn = kills % 2
+                alive = list(math._processes) if turn else list(code._sandboxes.values())
+                victims = [p.process if turn else p._launcher for p in alive]
+                victim = next((v for v in victims if v is not None and v.poll() is None), None)
+                if victim is not None:
+                    victim.kill()
+                    kills += 1
+            future.result()
+        assert [f.result().correct for f in futures] == [bool(number % 5) for number in range(count)]
+    assert kills >= count // 200
+    mine = [p for p in descendants(os.getpid()) if "jopsd.rewards" in p]
+    assert mine == []
+
+
+def descendants(parent: int) -> list[str]:
+    """Command lines of the processes below one."""
+    known = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                above = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                known[int(entry.name)] = above, (entry / "cmdline").read_text().replace("\0", " ")
+    found = {parent}
+    for _ in range(len(known)):
+        more = {number for number, (above, _) in known.items() if above in found} - found
+        if not more:
+            break
+        found |= more
+    return [known[number][1] for number in found - {parent}]
 
 
 # ------------------------------------------------------------------------------------------------------- whole runs

@@ -1,12 +1,12 @@
 """Grades programs on all cores: one thread and one sandbox per worker, made when first needed."""
 
-import os
 import queue
 import threading
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from jopsd.rewards.code import Options, verify
+from jopsd.rewards.pool import usable_cores
 from jopsd.rewards.reports import HEADINGS
 from jopsd.rewards.sandbox import LAYERS, Sandbox, SandboxError, canary, describe
 from jopsd.rewards.score import Score
@@ -29,7 +29,7 @@ class CodePool:
 
     def __init__(self, workers: int | None, options: Options = Options(), unsafe: bool = False):  # noqa: B008
         self._options, self._unsafe = options, unsafe
-        count = workers or len(os.sched_getaffinity(0))
+        count = workers or usable_cores()
         first = self._make(0)
         try:
             if not unsafe:
