@@ -236,7 +236,8 @@ class CodeReward(Section):
 
     feedback: what a teacher may read of failed tests: `public` those that the problem shows; `all` hidden ones too.
     memory_mb: of one program, beyond what the interpreter takes.
-    budget: seconds for all tests of a program together; tests not run by then count as out of time.
+    budget: seconds for all tests of a program together (four times what a reference solution takes, if that is more);
+    tests not run by then count as out of time.
     """
 
     score: Literal["sparse", "dense"] = "sparse"

@@ -29,7 +29,7 @@ MAX_PROGRAM_CHARS = 1 << 20
 LOOKED_AT = 10  # tests run after a first wrong answer, to find shorter ones for the feedback
 REFERENCE_SECONDS = 300.0  # for all results of one reference, which are then kept
 KEPT_REFERENCES = 256
-PATIENCE = 3.0  # a program may take this many times as long as the reference, whatever the budget
+PATIENCE = 4.0  # a program may take this many times as long as the reference, in one test and in all
 
 # Quantifiers that never give back: a megabyte of backticks is read once.
 _FENCE = re.compile(r"[ \t]*+(?P<marks>`{3,}+|~{3,}+)[ \t]*+(?P<label>[^\s`]*+)[^`]*+$")
@@ -43,7 +43,7 @@ class Options(NamedTuple):
 
     reward: "sparse", 1 if all tests pass, or "dense", the share that does. reveal: whose input, output and expected
     output the feedback may show: "public" tests' or "all" tests'. feedback: whether to write any. budget: seconds for
-    all tests of one program together (three times what a reference takes, if that is more); tests that it does not
+    all tests of one program together (four times what a reference takes, if that is more); tests that it does not
     reach count as timed out. memory_mb: of one program.
     """
 
@@ -69,7 +69,7 @@ def verify(text: str, gold: str, sandbox: "Sandbox", options: Options = Options(
     where a reference must be run first.
 
     Raises:
-      ValueError: a gold that is no tests, or whose reference gives no result at all.
+      ValueError: a gold that is no tests, with arguments too large for the sandbox, or whose reference gives no result.
       SandboxError: no verdict, because the sandbox failed.
     """
     tests = read_tests(gold)
@@ -249,12 +249,12 @@ class Reference(NamedTuple):
 def _run_reference(tests: Tests, sandbox: "Sandbox", memory_mb: int) -> Reference:
     """Results of all tests but those for which the reference gives nothing to compare with.
 
-    That is: an input that it refuses, a result that is no plain data, or one that takes over half the time limit, so
-    that a program as fast as the reference has time to spare. Raises ValueError if no test is left.
+    That is: an input that it refuses, a result that is no plain data, or one that takes over a quarter of the time
+    limit, so that a program as fast as the reference has time to spare. Raises ValueError if no test is left.
     """
     results, outcome = {}, None
     start = time.monotonic()
-    limits = Limits(seconds=tests.time_limit / 2, memory_mb=memory_mb)
+    limits = Limits(seconds=tests.time_limit / PATIENCE, memory_mb=memory_mb)
     with sandbox.module("\n".join((tests.reference, tests.after)), limits) as module:
         for number, case in enumerate(tests.cases):
             if time.monotonic() - start > REFERENCE_SECONDS:

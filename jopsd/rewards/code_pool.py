@@ -21,7 +21,8 @@ class CodePool:
       unsafe: run programs even where the host cannot keep them in.
 
     ``stats`` counts correct, wrong and unformatted completions, ``timeout`` those whose feedback is that time ran out,
-    and ``relaunched`` sandboxes that broke and were replaced.
+    ``relaunched`` sandboxes that broke and were replaced, and ``broken_row`` those of a row whose reference solution
+    gives no result, for which no program gets a reward.
 
     Raises:
       SandboxError: the host cannot keep programs in. A future raises it where a sandbox broke twice over one program.
@@ -82,6 +83,10 @@ class CodePool:
         slot = self._free.get()
         try:
             score = self._verify_in(slot, text, gold)
+        except ValueError:
+            with self._lock:
+                self._stats["broken_row"] += 1
+            return Score(0.0, False, True, None)
         finally:
             self._free.put(slot)
         with self._lock:

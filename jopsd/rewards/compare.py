@@ -11,7 +11,7 @@ from typing import Any
 
 MAX_DEPTH = 60  # of a result; what is nested deeper equals nothing
 TOLERANCE = 1e-6  # relative, of a fraction
-MAX_MEMBERS = 5_000  # of a list compared as a set: a program can choose numbers whose hashes collide
+MAX_MEMBERS = 1_000  # of a list compared as a set: a program can choose numbers whose hashes collide
 _ROUNDING = 1e-9  # absolute, about zero, of a result for which no tolerance is given
 
 _NUMBER = re.compile(
@@ -73,7 +73,7 @@ def same_result(given: Any, expected: Any, sequences_alike: bool = False, atol: 
 def same_members(given: Any, expected: Any, sequences_alike: bool = False, atol: float = 0.0) -> bool:
     """Whether two lists, tuples or sets hold the same values, whatever their order and however often.
 
-    Lists of over 5,000 entries are compared as they stand.
+    Lists of over 1,000 entries are compared as they stand.
     """
     if not all(isinstance(value, list | tuple | set | frozenset) for value in (given, expected)):
         return False

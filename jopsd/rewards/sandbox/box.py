@@ -61,7 +61,9 @@ class Module:
 
     def call(self, name: str, args: list, kwargs: dict | None = None) -> Outcome:
         """The result of one function. Raises NotPlainError for arguments that are no plain data."""
-        message = {"call": name, "args": values.encode(list(args)), "kwargs": values.encode(kwargs or {})}
+        given = {"args": list(args), "kwargs": kwargs or {}}
+        message = {key: values.encode(value, values.MAX_TRUSTED_CHARS) for key, value in given.items()}
+        message["call"] = name
         answer = self._asked(message)
         if answer["status"] != "ok":
             return Outcome(answer["status"], message=_words(answer.get("message")))

@@ -147,6 +147,7 @@ def _fresh_state() -> None:
         open(2, "wb", closefd=False), encoding="utf-8", errors="replace", line_buffering=True
     )
     sys.set_int_max_str_digits(0)
+    sys.setrecursionlimit(50_000)  # as LiveCodeBench has it
     sys.argv = ["program.py"]
     builtins.exit = builtins.quit = sys.exit  # what `site` would define
     random.seed(0)

@@ -62,13 +62,14 @@ def _module(request: dict, channel: socket.socket) -> int:
 
 def _next(channel: socket.socket) -> dict | None:
     with contextlib.suppress(EOFError):
-        return wire.receive(channel)
+        return wire.receive(channel, most=wire.MAX_TRUSTED_BYTES)
     return None
 
 
 def _call(main: types.ModuleType, given: dict, message: dict) -> Any:
     function = _find(main, given, message["call"])
-    return function(*values.decode(message["args"]), **values.decode(message["kwargs"]))
+    args, kwargs = (values.decode(message[key], values.MAX_TRUSTED_CHARS) for key in ("args", "kwargs"))
+    return function(*args, **kwargs)
 
 
 def _find(main: types.ModuleType, given: dict, name: str) -> Callable:

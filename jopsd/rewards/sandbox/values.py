@@ -6,8 +6,11 @@ What comes out of a box is hostile: reading it is bounded in size, depth and in 
 import json
 from typing import Any
 
+from jopsd.rewards.sandbox import wire
+
 MAX_DEPTH = 60
 MAX_CHARS = 7 << 20  # of one value as text; less than a message may hold
+MAX_TRUSTED_CHARS = 64 << 20  # and of one that enters a box
 MAX_INT_BITS = 1 << 17
 MAX_TEXT = 2_000  # of a message in words
 # Keys whose hashes a program can choose, so that they collide: of one value, in sum, how many and how long as text.
@@ -20,7 +23,7 @@ class NotPlainError(ValueError):
     """A value that is no plain data, or too large or deep to cross; the message says what."""
 
 
-def encode(value: Any) -> str:
+def encode(value: Any, most: int = MAX_CHARS) -> str:
     """The text of a value made of None, bool, int, float, complex, str, bytes, list, tuple, dict, set and frozenset.
 
     Subclasses count as what they derive from; a value with `tolist` (a numpy array or number) as what that gives.
@@ -28,18 +31,18 @@ def encode(value: Any) -> str:
     Raises:
       NotPlainError: anything else in it, or over the limits.
     """
-    text = json.dumps(_tagged(value, 0))
-    if len(text) > MAX_CHARS:
-        raise NotPlainError(f"a value of over {MAX_CHARS} characters")
+    text = json.dumps(_tagged(value, 0), separators=(",", ":"))
+    if len(text) > most:
+        raise NotPlainError(f"a value of over {most} characters")
     return text
 
 
-def decode(text: str | bytes) -> Any:
+def decode(text: str | bytes, most: int = MAX_CHARS) -> Any:
     """The value of a text that `encode` made. Raises NotPlainError for any other text, whatever it holds."""
-    if len(text) > MAX_CHARS:
-        raise NotPlainError(f"a value of over {MAX_CHARS} characters")
+    if len(text) > most:
+        raise NotPlainError(f"a value of over {most} characters")
     try:
-        return _value(json.loads(text), 0, [MAX_HARD_KEYS, MAX_HARD_CHARS])
+        return _value(json.loads(text, parse_int=wire.short_int), 0, [MAX_HARD_KEYS, MAX_HARD_CHARS])
     except NotPlainError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as error:
@@ -57,7 +60,7 @@ def _tagged(value: Any, depth: int) -> Any:
     if kind is int:
         if int.bit_length(value) > MAX_INT_BITS:
             raise NotPlainError(f"an integer of over {MAX_INT_BITS} bits")
-        return ["i", int.__format__(value, "x")]
+        return int.__int__(value) if int.bit_length(value) < 60 else ["i", int.__format__(value, "x")]
     if kind is float:
         return ["f", float.hex(value)]
     if kind is complex:
@@ -83,7 +86,7 @@ def _value(tagged: Any, depth: int, left: list[int]) -> Any:
     """left: hard keys and their characters that may still come."""
     if depth > MAX_DEPTH:
         raise NotPlainError(f"a value nested over {MAX_DEPTH} levels")
-    if tagged is None or isinstance(tagged, bool | str):
+    if tagged is None or isinstance(tagged, bool | str | int):
         return tagged
     tag, content = tagged[0], tagged[1]
     if tag == "i" and len(content) <= MAX_INT_BITS // 4 + 2:

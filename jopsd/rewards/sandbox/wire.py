@@ -6,7 +6,8 @@ import socket
 import struct
 import time
 
-MAX_BYTES = 8 << 20
+MAX_BYTES = 8 << 20  # of a message from a program
+MAX_TRUSTED_BYTES = 256 << 20  # and of one to it
 _LENGTH = struct.Struct("!I")
 
 
@@ -25,9 +26,9 @@ def send(channel: socket.socket, message: dict, descriptors: tuple[int, ...] = (
         channel.sendall(data[sent:])
 
 
-def receive(channel: socket.socket, end: float | None = None) -> dict:
+def receive(channel: socket.socket, end: float | None = None, most: int = MAX_BYTES) -> dict:
     """The next message. Raises EOFError at the end, TimeoutError past `end`, BadMessageError, OSError."""
-    return _message(channel, _exactly(channel, _LENGTH.size, end), end)
+    return _message(channel, _exactly(channel, _LENGTH.size, end), end, most)
 
 
 def receive_with_descriptors(channel: socket.socket) -> tuple[dict, list[int]]:
@@ -36,27 +37,27 @@ def receive_with_descriptors(channel: socket.socket) -> tuple[dict, list[int]]:
     head += _exactly(channel, _LENGTH.size - len(head), None) if head else b""
     if not head:
         raise EOFError
-    return _message(channel, head, None), descriptors
+    return _message(channel, head, None, MAX_TRUSTED_BYTES), descriptors
 
 
-def _message(channel: socket.socket, head: bytes, end: float | None) -> dict:
+def short_int(digits: str) -> int:
+    """An integer of few digits: to read many takes time in their square. Raises ValueError."""
+    if len(digits) > 20:
+        raise ValueError("too many digits")
+    return int(digits)
+
+
+def _message(channel: socket.socket, head: bytes, end: float | None, most: int) -> dict:
     (length,) = _LENGTH.unpack(head)
-    if length > MAX_BYTES:
+    if length > most:
         raise BadMessageError(f"a message of {length} bytes")
     try:
-        message = json.loads(_exactly(channel, length, end), parse_int=_short_int)
+        message = json.loads(_exactly(channel, length, end), parse_int=short_int)
     except (ValueError, RecursionError):
         raise BadMessageError("no JSON") from None
     if not isinstance(message, dict):
         raise BadMessageError("no object")
     return message
-
-
-def _short_int(digits: str) -> int:
-    """An integer of few digits: to read many takes time in their square."""
-    if len(digits) > 20:
-        raise ValueError("too many digits")
-    return int(digits)
 
 
 def _exactly(channel: socket.socket, count: int, end: float | None) -> bytes:
