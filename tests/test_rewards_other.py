@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jopsd.rewards import choice, knights, tools
-from jopsd.rewards.grader import VERIFIERS
+from jopsd.rewards.grader import DIRECT
 from tests.golden.verifiers import verifier_gopd, verifier_mopd, verifier_rlcsd
 
 GOLDEN = Path(__file__).parent / "golden" / "b"
@@ -308,9 +308,9 @@ JUNK = [
 ]
 
 
-@pytest.mark.parametrize("name", sorted(VERIFIERS))
+@pytest.mark.parametrize("name", sorted(DIRECT))
 def test_megabytes_of_junk_are_wrong_at_once(name):
-    verify, gold = VERIFIERS[name].verify, RIGHT[name]
+    verify, gold = DIRECT[name].verify, RIGHT[name]
     for junk in JUNK:
         body = junk * (1_000_000 // len(junk))
         inside = f"\\boxed{{{body[:9_900]}}}<answer>{body[:9_900]}</answer>"
@@ -340,10 +340,10 @@ def test_deep_and_huge_json_is_wrong_and_never_an_exception():
         assert not tools.verify(f'Action: f\nAction Input: {{"a": {number}}}', RIGHT["tools"]).correct
 
 
-@pytest.mark.parametrize("name", sorted(VERIFIERS))
+@pytest.mark.parametrize("name", sorted(DIRECT))
 def test_a_verifier_can_be_sent_to_another_process(name):
-    verify = pickle.loads(pickle.dumps(VERIFIERS[name].verify))
-    assert verify("nothing", RIGHT[name]) == VERIFIERS[name].verify("nothing", RIGHT[name])
+    verify = pickle.loads(pickle.dumps(DIRECT[name].verify))
+    assert verify("nothing", RIGHT[name]) == DIRECT[name].verify("nothing", RIGHT[name])
 
 
 def test_feedback_never_tells_the_gold_answer():

@@ -4,9 +4,10 @@ Everything here is cheap, bounded and free of sympy.
 """
 
 import re
-import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
+
+from jopsd.rewards.notation import respell
 
 MAX_CHARS = 2_000
 MAX_NESTING = 60
@@ -14,40 +15,41 @@ MAX_DIGITS = 200
 MAX_LIST = 200
 MAX_EXPONENT = 10_000
 MAX_POWER_DEPTH = 3
-
-_SYMBOLS = str.maketrans(
-    {"\u2212": "-", "\uff0d": "-", "\uff0b": "+", "\uff0c": ",", "\uff0e": ".", "\uff0f": "/", "\uff1a": ":"}
-    | {"\uff08": "(", "\uff09": ")", "\uff1d": "=", "\uff05": "%", "\u066a": "%", "\u066b": ".", "\u066c": ","}
-)
-# Reordering marks make 24 look like 42, so an answer that holds one is refused; other invisible characters are dropped.
-_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+MAX_SCALE = 400  # of a power of ten in scientific notation
 
 _REPLACEMENTS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\\$|\$", ""),
+        (r"(?<!\\)\\[()\[\]]|\\\$|\$", " "),
         (r"(?<!\\)\\!", ""),
-        (r"\{,\}", ","),
         (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![A-Za-z])", " "),
-        (r"\\(?:left|right)(?![A-Za-z])", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"(?<![\\A-Za-z])sqrt(?=\{)", r"\\sqrt"),
-        (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])|°", r"^\\circ "),
+        (r"(?<![\\A-Za-z])sqrt(?=[({])", r"\\sqrt"),
+        (r"(?:\{\s?\})?\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|°", r"^\\circ "),
         (r"(?<!\\)%", r"\\%"),
-        (r"\\(?:mathrm|textrm|mbox)\s*\{\s*([A-Za-z]+)\s*\^\s*\{?(\d)\}?\s*\}", r"\\text{ \1}^\2"),
+        (r"\\(?:mathrm|text)\s*\{\s*([A-Za-z]+)\s*\^\s*\{?(\d)\}?\s*\}", r"\\text{ \1}^\2"),
         (r"\s+", " "),
     )
 )
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\s*\{([^{}]*)\}")
-_GROUPED = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+)(\.\d+)?")
+_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|mathit)\s*\{([^{}]*)\}")
+_LOST_BREAK = re.compile(r"(?<!\\)\\(?=[\d-])")  # of rows, where a data set lost one of the two backslashes
+_LABEL = re.compile(r"\\text ?\{(?![^{}]*\b(?:not|wrong)\b)[A-Za-z ,]*(?::|=|\bis) ?\} ?(?=[^ ])")
 _LETTER = re.compile(r"\(([A-Za-z])\)")
-_DEGREES = re.compile(r"([+-]?\d+(?:\.\d+)?) ?\^\\circ")
+_GROUPED = re.compile(r"([+-]?)([1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+)(\.\d+)?")
 
-_DECIMAL = re.compile(r"([+-]?)(\d*)(?:\.(\d*))?")
-_RATIO = re.compile(
-    r"([+-]?)(?:(\d+) ?(?=\\))?"
-    r"(?:\\frac ?\{ ?([+-]?) ?(\d+) ?\} ?\{ ?([+-]?) ?(\d+) ?\}|\\frac ?(\d) ?(\d)|(\d+) ?/ ?(\d+))"
+_UNSIGNED = r"(?:\d+(?:\.\d*)?|\.\d+)"
+_DECIMAL = re.compile(r"([+-]?) ?(\d*)(?:\.(\d*))?")
+_SCIENTIFIC = re.compile(
+    rf"([+-]?) ?(?:({_UNSIGNED}) ?(?:(?:\\times|\\cdot|\*) ?10 ?\^|[eE])|10 ?\^) ?(?:\{{ ?([+-]?\d+) ?\}}|([+-]?\d+))"
 )
+_REPEATING = re.compile(
+    r"([+-]?)(\d*)\.(\d*)(?:\\(?:overline|bar|dot) ?\{ ?(\d+) ?\}|\\(?:overline|bar|dot) ?(\d)|\((\d+)\))"
+)
+_RATIO = re.compile(
+    rf"([+-]?) ?(?:\\frac ?\{{ ?([+-]? ?{_UNSIGNED}) ?\}} ?\{{ ?([+-]? ?{_UNSIGNED}) ?\}}|\\frac ?(\d) ?(\d)"
+    rf"|\\frac ?(\d) ?\{{ ?(\d+) ?\}}|\\frac ?\{{ ?(\d+) ?\}} ?(\d)|({_UNSIGNED}) ?/ ?({_UNSIGNED}))"
+)
+_MIXED = re.compile(r"([+-]?) ?(\d+)(?: ?(?=\\)| (?=\d))(\D.*|\d+ ?/ ?\d+)")
 
 
 class Number(NamedTuple):
@@ -58,20 +60,15 @@ class Number(NamedTuple):
 
 
 def normalise(answer: str) -> str | None:
-    """One spelling for what means the same: digits of every script, spaces, separators, wrappers, degree signs.
+    """One spelling for what means the same: digits of every script, macros, spaces, separators, wrappers.
 
     Returns None if the answer holds control or reordering characters.
     """
-    characters = []
-    for character in answer.translate(_SYMBOLS):
-        category = unicodedata.category(character)
-        if category == "Nd":
-            characters.append(str(unicodedata.decimal(character)))
-        elif character in _BIDI or (category == "Cc" and not character.isspace()):
-            return None
-        elif category != "Cf":
-            characters.append(character)
-    text = "".join(characters)
+    text = respell(answer)
+    if text is None:
+        return None
+    if "matrix}" in text:
+        text = _LOST_BREAK.sub(r"\\\\ ", text)
     for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
     return _unwrap(text.strip())
@@ -79,23 +76,32 @@ def normalise(answer: str) -> str | None:
 
 def _unwrap(text: str) -> str:
     """Strip what surrounds the whole answer: braces, a text macro, a final full stop, quotes, digit grouping."""
-    before = None
-    while text != before:
+    for _ in range(MAX_NESTING):
         before = text
-        text = text.strip().strip('"')
-        if not text.endswith(".."):
-            text = text.removesuffix(".").rstrip()
+        text = text.strip().strip('"').removesuffix("\\\\").rstrip()
+        if text[-1:] in tuple(".,;") and text[-2:-1] not in tuple(".,;"):
+            text = text[:-1].rstrip()
+        if text.startswith("=") and text[1:2] != "=":
+            text = text[1:].lstrip()
+        if len(text) > 4 and text.startswith("**") and text.endswith("**"):
+            text = text[2:-2]
+        text = _LABEL.sub("", text, count=1) if _LABEL.match(text) else text
         if match := _TEXT.fullmatch(text):
             text = match.group(1)
         if text.startswith("{") and text.endswith("}") and _closes_at_end(text):
             text = text[1:-1]
-        if match := _LETTER.fullmatch(text) or _DEGREES.fullmatch(text):
+        if match := _LETTER.fullmatch(text):
             text = match.group(1)
         if text.startswith("(") and text.endswith(")") and exact_number(text[1:-1].strip()):
             text = text[1:-1]
-    if match := _GROUPED.fullmatch(text):
-        text = match.group(1) + re.sub(r"[, ]", "", match.group(2)) + (match.group(3) or "")
-    return text
+        if text == before:
+            break
+    return _ungroup(text)
+
+
+def _ungroup(text: str) -> str:
+    match = _GROUPED.fullmatch(text)
+    return match[1] + re.sub(r"[, ]", "", match[2]) + (match[3] or "") if match else text
 
 
 def _closes_at_end(text: str) -> bool:
@@ -108,34 +114,72 @@ def _closes_at_end(text: str) -> bool:
 
 
 def exact_number(text: str) -> Number | None:
-    """Read a normalised integer, decimal, ratio or mixed number exactly; None for anything else."""
-    if len(text) > MAX_DIGITS:
+    """Read a normalised integer, decimal, ratio, mixed number, repeating decimal or power of ten; else None."""
+    if len(text) > MAX_CHARS:
         return None
+    text = _ungroup(text)
     match = _DECIMAL.fullmatch(text)
-    if match and (match.group(2) or match.group(3)):
-        sign, whole, part = match.groups()
-        value = Fraction(f"{whole or '0'}.{part or '0'}")
-        return Number(-value if sign == "-" else value, len(part) if part is not None else None)
+    if match and (match[2] or match[3]):
+        value = Fraction(f"{match[2] or '0'}.{match[3] or '0'}")
+        return Number(_signed(value, match[1]), len(match[3]) if match[3] is not None else None)
+    value = _ratio(text) or _mixed(text) or _repeating(text) or _scientific(text)
+    return None if value is None else Number(value[0], None)
+
+
+def _signed(value: Fraction, *signs: str) -> Fraction:
+    return -value if "".join(signs).count("-") % 2 else value
+
+
+# Each gives a tuple of one, or None: a value of 0 must not be mistaken for no match.
+def _ratio(text: str) -> tuple[Fraction] | None:
     match = _RATIO.fullmatch(text)
     if not match:
         return None
-    sign, whole, sign_above, above, sign_below, below, *short = match.groups()
-    numerator = int(above or short[0] or short[2])
-    denominator = int(below or short[1] or short[3])
-    if denominator == 0 or (whole and (sign_above or sign_below)):
+    above, below = (part.replace(" ", "") for part in match.groups()[1:] if part)
+    if not Fraction(below):
         return None
-    value = int(whole or 0) + Fraction(numerator, denominator)
-    return Number(-value if (sign, sign_above, sign_below).count("-") % 2 else value, None)
+    return (_signed(Fraction(above) / Fraction(below), match[1]),)
+
+
+def _mixed(text: str) -> tuple[Fraction] | None:
+    """A whole number and a proper part: the part has no sign, and written with a slash it is below one."""
+    match = _MIXED.fullmatch(text)
+    part = match and _ratio(match[3])
+    if not part or "-" in match[3] or "+" in match[3] or ("/" in match[3] and part[0] >= 1):
+        return None
+    return (_signed(int(match[2]) + part[0], match[1]),)
+
+
+def _repeating(text: str) -> tuple[Fraction] | None:
+    match = _REPEATING.fullmatch(text)
+    if not match:
+        return None
+    sign, whole, fixed, *periods = match.groups()
+    period = next(filter(None, periods))
+    shift = 10 ** len(fixed)
+    value = Fraction(int((whole or "0") + fixed), shift) + Fraction(int(period), shift * (10 ** len(period) - 1))
+    return (_signed(value, sign),)
+
+
+def _scientific(text: str) -> tuple[Fraction] | None:
+    match = _SCIENTIFIC.fullmatch(text)
+    if not match or abs(power := int(match[3] or match[4])) > MAX_SCALE:
+        return None
+    return (_signed(Fraction(match[2] or "1") * Fraction(10) ** power, match[1]),)
 
 
 def same_number(one: Number, other: Number) -> bool:
-    """Exact equality; only a ratio without a finite decimal also equals its decimal of six or more places (1e-6)."""
+    """Exact equality; only a ratio without a finite decimal also equals its decimal of six or more places.
+
+    Such a decimal may differ by 1e-6 of the ratio and by one unit of its last digit.
+    """
     if one.value == other.value:
         return True
     decimal, ratio = (one, other) if one.decimals is not None else (other, one)
     if decimal.decimals is None or ratio.decimals is not None or decimal.decimals < 6 or _terminates(ratio.value):
         return False
-    return abs(decimal.value - ratio.value) <= abs(ratio.value) / 10**6
+    error = abs(decimal.value - ratio.value)
+    return error <= abs(ratio.value) / 10**6 and error <= Fraction(1, 10**decimal.decimals)
 
 
 def _terminates(value: Fraction) -> bool:
@@ -156,7 +200,7 @@ _REPEATED_FACTORIAL = re.compile(r"![ )}\]]*!")
 def too_complex(text: str) -> bool:
     """Whether a normalised answer is outside what symbolic algebra should ever be asked about (towers, bombs, junk)."""
     text = text.replace("**", "^")
-    if len(text) > MAX_CHARS or "#" in text or text.count(",") > MAX_LIST:
+    if len(text) > MAX_CHARS or "#" in text or "==" in text or text.count(",") + text.count(";") > MAX_LIST:
         return True
     if re.search(rf"\d{{{MAX_DIGITS + 1}}}", text) or _too_deep(text):
         return True
@@ -174,12 +218,7 @@ def too_complex(text: str) -> bool:
 def _too_deep(text: str) -> bool:
     depth = 0
     for character in text:
-        if character in "{([":
-            depth += 1
-        elif character in "})]":
-            depth -= 1
-        elif character == ";" and depth <= 0:  # a separator inside tuples only
-            return True
+        depth += (character in "{([") - (character in "})]")
         if depth > MAX_NESTING:
             return True
     return False
@@ -197,6 +236,6 @@ def _power_depth(text: str) -> int:
             stack.append(chain)
         elif character in "})":
             chain = stack.pop() if stack else 0
-        elif character in "+-*/=,& \\":
+        elif character in "+-*/=,;& \\":
             chain = stack[-1] if stack else 0
     return deepest

@@ -1,31 +1,26 @@
-r"""Grade a mathematical answer against a gold one: cheap exact stages first, math-verify last.
+r"""Grade a mathematical answer against a gold one: cheap exact stages first, computer algebra last.
 
-The expensive last stage (`symbolic_grade`) can run for ever on hostile input, so training calls it through
-`jopsd.rewards.pool`, in a process that can be killed. Nothing here imports jax.
+The expensive last stage (`jopsd.rewards.symbolic`) can run for ever on hostile input, so training calls it through
+`jopsd.rewards.pool`, in a process that can be killed. Nothing here imports jax or sympy.
 """
 
-import contextlib
-import logging
 import re
-import signal
-import threading
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from jopsd.rewards.answer import MAX_CHARS, exact_number, normalise, same_number, too_complex
+from jopsd.rewards.answer import MAX_CHARS, normalise, too_complex
 from jopsd.rewards.boxed import last_boxed
 from jopsd.rewards.score import FEEDBACK_CHARS, Score
+from jopsd.rewards.units import Tail, quantity, read_tail, same_quantity, units_differ
 
 SECONDS = 4.0  # limit of the symbolic stage where a timer can be set
-_WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")
-_DECIMAL_LITERAL = re.compile(r"\d?\.\d")
 
 
 class Verdict(NamedTuple):
-    """Correct or not, and the stage that decided (counted in the metrics)."""
+    """Correct or not, the stage that decided (counted in the metrics), and the seconds it took where measured."""
 
     correct: bool
     stage: str
+    seconds: float = 0.0
 
 
 class Question(NamedTuple):
@@ -61,6 +56,8 @@ def grade(prediction: str | None, gold: str, seconds: float = SECONDS) -> Verdic
     On the main thread the symbolic stage stops after ``seconds`` (SIGALRM, which it takes over meanwhile); on other
     threads nothing bounds it, so use `jopsd.rewards.pool` there.
     """
+    from jopsd.rewards.symbolic import symbolic_grade
+
     decided = quick_grade(prediction, gold)
     return symbolic_grade(decided, seconds) if isinstance(decided, Question) else decided
 
@@ -82,89 +79,167 @@ def quick_grade(prediction: str | None, gold: str) -> Verdict | Question:
         return Verdict(False, "bad_characters")
     if not clean:
         return Verdict(False, "empty")
-    if clean == clean_gold or _same_words(clean, clean_gold):
+    if _same_text(clean, clean_gold):
         return Verdict(True, "equal_text")
-    numbers = exact_number(clean), exact_number(clean_gold)
-    if numbers[0] and numbers[1]:
-        return Verdict(same_number(*numbers), "number")
+    if _WORDS_IN_MACRO.fullmatch(gold.strip()) and _WORDS.fullmatch(_plain(clean)):
+        return Verdict(False, "words")
+    if (same := _same_reading(clean, clean_gold)) is not None:
+        return Verdict(same, "number")
     if len(clean) > MAX_CHARS:
         return Verdict(False, "too_long")
-    if too_complex(clean) or too_complex(clean_gold):
-        return Verdict(False, "too_complex")
-    return Question(clean, clean_gold)
+    return _ask(read_tail(clean), read_tail(clean_gold))
 
 
-def symbolic_grade(question: Question, seconds: float = SECONDS) -> Verdict:
-    """Settle a Question with math-verify, and confirm a numeric "equal" at 50 digits.
+def _ask(prediction: Tail, gold: Tail) -> Verdict | Question:
+    """What is left of two answers once what trails them is read."""
+    if units_differ(prediction.unit, gold.unit):
+        return Verdict(False, "unit")
+    if prediction.changed != gold.changed:
+        return Verdict(False, "words")
+    question = Question(*_told_apart(_prepare(prediction), _prepare(gold)))
+    if question.prediction == question.gold:
+        return Verdict(True, "equal_text")
+    return Verdict(False, "too_complex") if any(map(too_complex, question)) else question
 
-    math-verify rounds to six decimals, so on its own 1/2004! equals 1/2006!; the confirmation asks for a relative error
-    of 1e-9 (1e-6 where a side is a decimal literal).
+
+_MACRO = re.compile(r"\\(?:text|mathrm|mathbf|mathit)\s*\{([^{}]*)\}")
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_WORDS = re.compile(r"[^\W\d_]{2,}(?: [^\W\d_]+)*")
+_WORDS_IN_MACRO = re.compile(r"\\text(?:bf|it|rm)?\s*\{\s*" + _WORDS.pattern + r"\s*\}")
+_AND = re.compile(r",? (?:and|&) |, ?")
+
+
+def _plain(text: str) -> str:
+    return " ".join(_MACRO.sub(r" \1 ", text).split()).strip(". ")
+
+
+def _same_text(one: str, other: str) -> bool:
+    """Equal as they stand, or but for case, macros, spaces, hyphens and "and" where they are of words."""
+    if one == other:
+        return True
+    plain = [_plain(text) for text in (one, other)]
+    if not all(map(_WORD.search, plain)) or "\\" in plain[0] + plain[1]:
+        return False
+    folded = [_WORD.sub(lambda word: word[0].casefold(), _AND.sub(", ", text)).replace("-", " ") for text in plain]
+    return folded[0].replace(" ,", ",") == folded[1].replace(" ,", ",")
+
+
+_CLOCK = re.compile(r"(\d{1,2}) ?: ?([0-5]\d)(?: ?: ?([0-5]\d))?(?: ?(?:([ap])\.? ?m\b\.?))?", re.IGNORECASE)
+_PROPORTION = re.compile(r"(\d{1,9}) ?: ?(\d{1,9})(?: ?: ?(\d{1,9}))?")
+_IN_BASE = re.compile(r"(\d[\dA-F]*) ?_ ?(?:\{ ?(\d{1,2}) ?\}|(\d{1,2}))")
+_LETTER = re.compile(r"(?:(?:option|choice|answer) )?[(\[]? ?([A-Ja-j]) ?[)\]]?", re.IGNORECASE)
+_LABELLED = re.compile(r"(?:\\text\s*\{ ?)?\(([A-J])\) ?\}? ?(.+)")
+_COMMA_DECIMAL = re.compile(r"([+-]?(?:\d+,(?:\d{1,2}|\d{4,})|0,\d{3}))")
+
+
+def _same_reading(prediction: str, gold: str) -> bool | None:
+    """Whether two answers of one plain kind say the same: clocks, ratios, choices, numbers; None if not of one kind."""
+    plain = [_plain(text) for text in (prediction, gold)]
+    clocks = [_CLOCK.fullmatch(text) for text in plain]
+    if all(clocks):
+        return _same_clock(*clocks)
+    ratios = [_PROPORTION.fullmatch(text) for text in plain]
+    if all(ratios):
+        return _same_ratio(*([int(part) for part in ratio.groups() if part] for ratio in ratios))
+    letters = [_LETTER.fullmatch(text) for text in plain]
+    if all(letters) and len(gold) == 1 and gold.isupper():
+        return letters[0][1].upper() == gold
+    return _same_number(*(_without_base_ten(text) for text in (prediction, gold)))
+
+
+def _same_clock(one: re.Match, other: re.Match) -> bool:
+    halves = one[4], other[4]
+    same_half = not all(halves) or halves[0].casefold() == halves[1].casefold()
+    return same_half and all(int(one[part] or 0) == int(other[part] or 0) for part in (1, 2, 3))
+
+
+def _same_ratio(one: list[int], other: list[int]) -> bool:
+    if len(one) != len(other) or not all(one + other):
+        return one == other
+    return all(one[0] * theirs == other[0] * ours for ours, theirs in zip(one, other, strict=True))
+
+
+def _without_base_ten(text: str) -> str:
+    match = _IN_BASE.fullmatch(text)
+    return match[1] if match and "10" in match.groups() else text
+
+
+def _same_number(prediction: str, gold: str) -> bool | None:
+    """As `_same_reading`, for exact numbers with units, and for digits in a base, which equal only themselves.
+
+    A labelled choice, "(C) 42", is read as its letter or its number; a decimal comma, where gold is such a decimal.
     """
-    try:
-        with _deadline(seconds):
-            return _math_verify(question)
-    except _DeadlineError:
-        return Verdict(False, "timeout")
-    except (Exception, RecursionError) as error:
-        return Verdict(False, f"error_{type(error).__name__}")
+    based = [_IN_BASE.fullmatch(text) for text in (prediction, gold)]
+    if all(based):
+        return [based[0][1], based[0][2] or based[0][3]] == [based[1][1], based[1][2] or based[1][3]]
+    tails = [read_tail(text) for text in (prediction, gold)]
+    quantities = [quantity(tail) for tail in tails]
+    if all(quantities):
+        return same_quantity(*quantities)
+    if (based[0] or quantities[0]) and (based[1] or quantities[1]):
+        return False
+    if quantities[1] and quantities[1].number.decimals and _COMMA_DECIMAL.fullmatch(tails[0].value):
+        read = quantity(tails[0]._replace(value=tails[0].value.replace(",", ".")))
+        return True if read and same_quantity(read, quantities[1]) else None
+    choice = _LABELLED.fullmatch(prediction)
+    labelled = choice and quantity(read_tail(choice[2]))
+    if labelled and (len(gold) == 1 and gold.isalpha() or quantities[1]):
+        return choice[1] == gold or bool(quantities[1] and same_quantity(labelled, quantities[1]))
+    return None
 
 
-def _same_words(one: str, other: str) -> bool:
-    return bool(_WORDS.fullmatch(one)) and one.casefold() == other.casefold()
+_TRIGONOMETRIC = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc) ?(?:\^ ?\{?-?\d\}? ?)?)(\(|\{)? ?(\d+(?:\.\d+)?) ?\^\\circ ?(?:(?(2)[)}]))"
+)
+_FUNCTION_LABEL = re.compile(r"(?<![A-Za-z\\])[A-Z](?=\([a-z]\) ?=)")
+_OPEN_INTERVAL = re.compile(r"([\[\]])([^\[\](){}]+,[^\[\](){}]+)([\[\]])")
 
 
-def _math_verify(question: Question) -> Verdict:
-    import math_verify  # 1-2 s to import
-
-    # Its own limits are off (they only work on the main thread, and eat other alarms), about which it would warn.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    prediction, gold = (
-        math_verify.parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (question.prediction, question.gold)
-    )
-    if not math_verify.verify(gold, prediction, timeout_seconds=None):
-        return Verdict(False, "math_verify")
-    if not prediction or not gold or _confirmed(prediction[0], gold[0], question):
-        return Verdict(True, "math_verify")
-    return Verdict(False, "unconfirmed")
+def _prepare(tail: Tail) -> str:
+    """A value in the form that the algebra reads: degrees as radians, ] [ as ( ), each sign of ± on its own."""
+    text = tail.value if tail.scale == 1 and not tail.percent else f"{tail.value}\\%" if tail.percent else ""
+    if not text:  # a multiplied value that is no plain number
+        text = f"{tail.scale} \\cdot ({tail.value})"
+    text = _TRIGONOMETRIC.sub(r"\1(\\frac{\3 \\pi}{180})", text)
+    text = text.replace("**", "^")
+    text = _FUNCTION_LABEL.sub(lambda match: match[0].lower(), text)
+    if (match := _OPEN_INTERVAL.fullmatch(text)) and (match[1], match[3]) != ("[", "]"):
+        text = ("(" if match[1] == "]" else "[") + match[2] + (")" if match[3] == "[" else "]")
+    return _both_signs(text)
 
 
-def _confirmed(prediction: Any, gold: Any, question: Question) -> bool:
-    """Whether two parsed answers that math-verify calls equal are so at 50 digits; True where that cannot be asked."""
-    import sympy
-
-    pairs = [(prediction, gold)]
-    if isinstance(prediction, sympy.Tuple) and isinstance(gold, sympy.Tuple) and len(prediction) == len(gold):
-        pairs = list(zip(prediction, gold, strict=True))
-    tolerance = 1e-6 if any(map(_DECIMAL_LITERAL.search, question)) else 1e-9
-    scales = (1, 100, sympy.Rational(1, 100)) if any("\\%" in text for text in question) else (1,)
-    for one, other in pairs:
-        if not all(isinstance(side, sympy.Expr) and side.is_number for side in (one, other)):
-            continue
-        low, high = sympy.N(one, 50), sympy.N(other, 50)
-        if not (low.is_finite and high.is_finite):
-            continue
-        if not any(abs(low * scale - high) <= tolerance * max(abs(low * scale), abs(high)) for scale in scales):
-            return False
-    return True
+def _both_signs(text: str) -> str:
+    """Each top-level element with a ± written twice; a text of one element without any is left as it is."""
+    if not 0 < text.count("\\pm") <= 10:
+        return text
+    opening, closing = ("\\{", "\\}") if text.startswith("\\{") and text.endswith("\\}") else ("", "")
+    elements = []
+    for element in _split(text[len(opening) : len(text) - len(closing)]):
+        if "\\pm" in element:
+            elements += [re.sub(r"\\pm ?", "+", element), re.sub(r"\\pm ?", "-", element)]
+            elements[-2:] = [
+                re.sub(r"\\mp ?", "-+"[side], part).strip().removeprefix("+") for side, part in enumerate(elements[-2:])
+            ]
+        else:
+            elements.append(element)
+    return opening + ",".join(elements) + closing
 
 
-class _DeadlineError(BaseException):
-    """No Exception: math-verify and sympy swallow those."""
+def _told_apart(*texts: str) -> list[str]:
+    """Both texts with an index on each capital that stands beside its small letter: the parser reads R as r."""
+    for small in set(re.findall(r"(?<![A-Za-z\\])[a-z](?![A-Za-z])", " ".join(texts))):
+        capital = re.compile(rf"(?<![A-Za-z\\]){small.upper()}(?![A-Za-z_(])")
+        if any(capital.search(text) and re.search(rf"(?<![A-Za-z\\]){small}(?![A-Za-z])", text) for text in texts):
+            texts = tuple(capital.sub(f"{small.upper()}_{{99}}", text) for text in texts)
+    return list(texts)
 
 
-@contextlib.contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: Any) -> None:
-        raise _DeadlineError
-
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+def _split(text: str) -> list[str]:
+    """The parts between the commas that no bracket encloses."""
+    parts, depth, start = [], 0, 0
+    for position, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append(text[start:position])
+            start = position + 1
+    return [*parts, text[start:]]

@@ -1,7 +1,8 @@
 r"""A pool of killable worker processes for the symbolic stage of `jopsd.rewards.math`.
 
 Most answers are settled in the calling thread and never reach a process. The rest go to workers, one job at a time
-each, started on the first such answer; a worker past its deadline is killed and replaced, and the answer is wrong.
+each, started on the first such answer; a worker past its deadline is killed and replaced, and the answer is wrong. A
+worker that dies otherwise costs no answer: its question goes once more to a fresh one.
 """
 
 import contextlib
@@ -15,9 +16,10 @@ import sys
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import NamedTuple
 
 from jopsd.rewards.boxed import last_boxed
 from jopsd.rewards.math import Question, Verdict, quick_grade, score
@@ -25,20 +27,34 @@ from jopsd.rewards.score import Score
 
 DEADLINE_SECONDS = 5.0  # from sending the job to killing the worker
 START_SECONDS = 120.0  # importing sympy on a loaded machine
+STARTS = 3  # of a worker that a signal kills before it is ready
 JOBS_PER_WORKER = 2_000  # then replaced: sympy's caches grow
 CACHED_ANSWERS = 20_000
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Judgement(NamedTuple):
+    """What was extracted from a completion, and the verdict on it with its stage and seconds."""
+
+    prediction: str | None
+    verdict: Verdict
+
+
 class MathPool:
     """Verifies completions against gold answers; usable from any thread, and as a context manager.
 
-    ``stats`` counts verdicts by deciding stage (``equal_text``, ``number``, ``math_verify``, ``timeout``, ...), and
-    ``jobs``, ``cached`` and ``started``. A timeout or a crashed worker is a wrong answer and a count, never an
-    exception. A worker that cannot start at all is an exception in the futures that needed it.
+    workers: None for as many as there are usable cores. ``stats`` counts verdicts by deciding stage (``equal_text``,
+    ``number``, ``numeric``, ``math_verify``, ``timeout``, ...), and ``jobs``, ``cached``, ``started`` and ``retries``.
+    A timeout is a wrong answer and a count, never an exception, and so is a question that two workers died of
+    (``crashed``). A worker that cannot start at all is an exception in the futures that needed it.
     """
 
-    def __init__(self, workers: int = 2, deadline: float = DEADLINE_SECONDS):
+    def __init__(self, workers: int | None = 2, deadline: float = DEADLINE_SECONDS):
+        workers = usable_cores() if workers is None else workers
         if workers < 1 or deadline <= 0:
             raise ValueError(f"math pool: workers ({workers}) must be at least 1 and deadline ({deadline}) positive")
         self._deadline = deadline
@@ -59,16 +75,29 @@ class MathPool:
 
     def submit(self, text: str, gold: str) -> "Future[Score]":
         """Future of the score of ``text``'s last box. Raises ValueError for an empty gold, RuntimeError once closed."""
+        result: Future[Score] = Future()
+        self.judge(text, gold).add_done_callback(lambda judged: _pass_on(judged, result, _score))
+        return result
+
+    def judge(self, text: str, gold: str) -> "Future[Judgement]":
+        """As `submit`, with the stage that decided and the seconds that this answer took, waiting not included."""
         if self._closed:
             raise RuntimeError("this math pool is closed")
-        result: Future[Score] = Future()
+        start = time.perf_counter()
         prediction = last_boxed(text)
         decided = quick_grade(prediction, gold)
+        seconds = time.perf_counter() - start
+        result: Future[Judgement] = Future()
         if isinstance(decided, Verdict):
             self._count(decided.stage)
-            result.set_result(score(prediction, decided.correct))
-        else:
-            self._ask(decided).add_done_callback(lambda verdict: self._finish(result, prediction, verdict))
+            result.set_result(Judgement(prediction, decided._replace(seconds=seconds)))
+            return result
+
+        def finish(verdict: Verdict) -> Judgement:
+            self._count(verdict.stage)
+            return Judgement(prediction, verdict._replace(seconds=seconds + verdict.seconds))
+
+        self._ask(decided).add_done_callback(lambda answer: _pass_on(answer, result, finish))
         return result
 
     def verify_all(self, pairs: Iterable[tuple[str, str]]) -> list[Score]:
@@ -125,18 +154,6 @@ class MathPool:
             self._jobs.put((question, answer))
             return answer
 
-    def _finish(self, result: "Future[Score]", prediction: str | None, answer: "Future[Verdict]") -> None:
-        if not result.set_running_or_notify_cancel():
-            return
-        if answer.cancelled():
-            result.set_exception(RuntimeError("the math pool was closed before this answer was graded"))
-        elif error := answer.exception():
-            result.set_exception(error)
-        else:
-            verdict = answer.result()
-            self._count(verdict.stage)
-            result.set_result(score(prediction, verdict.correct))
-
     def _serve(self) -> None:
         """One thread, one worker process at a time."""
         worker: _Worker | None = None
@@ -146,51 +163,83 @@ class MathPool:
                 answer.cancel()
                 continue
             try:
-                if worker is None or worker.process.poll() is not None or worker.jobs >= JOBS_PER_WORKER:
-                    self._retire(worker)
-                    worker = self._start()
-                verdict = worker.grade(question, self._deadline)
+                worker, verdict = self._grade(worker, question)
             except Exception as error:
                 with self._lock:
                     self._known.pop(question, None)
-                    closed = self._closed
-                self._retire(worker)
                 worker = None
-                answer.cancel() if closed else answer.set_exception(error)
+                answer.cancel() if self._closed else answer.set_exception(error)
                 continue
+            if verdict.stage == "crashed":  # asked again, it may be answered
+                with self._lock:
+                    self._known.pop(question, None)
+            answer.cancel() if worker is None and self._closed else answer.set_result(verdict)
+        self._retire(worker)
+
+    def _grade(self, worker: "_Worker | None", question: Question) -> tuple["_Worker | None", Verdict]:
+        """The verdict of a worker, or of a second one where the first died; and the worker, if it can go on."""
+        for attempt in range(2):
+            if worker is None or worker.process.poll() is not None or worker.jobs >= JOBS_PER_WORKER:
+                self._retire(worker)
+                worker = self._start()
+            try:
+                verdict = worker.grade(question, self._deadline)
+            except Exception:
+                self._retire(worker)
+                raise
             if verdict.stage in ("timeout", "crashed"):
                 self._retire(worker)  # even if it answered: an alarm may have left sympy's caches half written
                 worker = None
-                if self._closed:
-                    answer.cancel()
-                    continue
-            answer.set_result(verdict)
-        self._retire(worker)
+            if verdict.stage != "crashed" or self._closed:
+                break
+            if not attempt:
+                self._count("retries")
+        return worker, verdict
 
     def _start(self) -> "_Worker":
-        worker = _Worker()
-        with self._lock:
-            self._stats["started"] += 1
-            self._processes.add(worker)
-            closed = self._closed
-        if closed:
-            self._retire(worker)
-            raise RuntimeError("this math pool is closed")
-        try:
-            worker.wait_ready()
-        except Exception:
-            self._retire(worker)
-            raise
+        """A worker that is ready; another where a signal killed it before that, up to STARTS of them."""
+        for last in (*[False] * (STARTS - 1), True):
+            worker = _Worker()
+            with self._lock:
+                self._stats["started"] += 1
+                self._processes.add(worker)
+                closed = self._closed
+            try:
+                if closed:
+                    raise RuntimeError("this math pool is closed")
+                worker.wait_ready()
+                break
+            except Exception:
+                self._retire(worker)
+                if last or closed or worker.timed_out or worker.process.returncode >= 0:
+                    raise
         return worker
 
     def _retire(self, worker: "_Worker | None") -> None:
         if worker is not None:
             worker.kill()
             worker.process.wait()
-            worker.process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # of a job that it never read
+                worker.process.stdin.close()
             worker.process.stdout.close()
             with self._lock:
                 self._processes.discard(worker)
+
+
+def _score(judged: Judgement) -> Score:
+    return score(judged.prediction, judged.verdict.correct)
+
+
+def _pass_on(source: Future, result: Future, change: Callable) -> None:
+    """Finish one future as another finished, its value changed."""
+    if not result.set_running_or_notify_cancel():
+        return
+    if source.cancelled():
+        result.set_exception(RuntimeError("the math pool was closed before this answer was graded"))
+    elif error := source.exception():
+        result.set_exception(error)
+    else:
+        result.set_result(change(source.result()))
 
 
 class _Worker:
@@ -207,6 +256,7 @@ class _Worker:
             env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"},  # sympy's orders follow the hash seed
         )
         self.jobs = 0
+        self.timed_out = False  # on its start
         self._buffer = b""
 
     def wait_ready(self) -> None:
@@ -214,21 +264,23 @@ class _Worker:
         with contextlib.suppress(EOFError):
             if self._reply(START_SECONDS):
                 return
+            self.timed_out = True
         raise RuntimeError(f"a math worker did not start; `{sys.executable} -m jopsd.rewards.worker` shows why")
 
     def grade(self, question: Question, deadline: float) -> Verdict:
         """The verdict; after stage "timeout" or "crashed" the worker is not to be used again."""
         self.jobs += 1
+        start = time.perf_counter()
         job = {**question._asdict(), "seconds": max(deadline - 1.0, deadline / 2)}
         try:
             self.process.stdin.write(json.dumps(job).encode() + b"\n")
             self.process.stdin.flush()
             reply = self._reply(deadline)
         except (BrokenPipeError, EOFError):
-            return Verdict(False, "crashed")
+            return Verdict(False, "crashed", time.perf_counter() - start)
         if reply is None:
-            return Verdict(False, "timeout")
-        return Verdict(reply["correct"], reply["stage"])
+            return Verdict(False, "timeout", time.perf_counter() - start)
+        return Verdict(reply["correct"], reply["stage"], time.perf_counter() - start)
 
     def kill(self) -> None:
         self.process.kill()

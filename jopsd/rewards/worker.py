@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 
-from jopsd.rewards.math import Question, quick_grade, symbolic_grade
+from jopsd.rewards.math import Question, quick_grade
+from jopsd.rewards.symbolic import symbolic_grade
 
 MEMORY_BYTES = 2 << 30
 CPU_SECONDS = 15  # per job; the kernel's limit also ends a loop inside C code that never lets Python run

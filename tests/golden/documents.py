@@ -109,6 +109,8 @@ def _elsewhere(module: str, name: str, document: dict) -> list[str]:
 _ELSEWHERE = {
     "copsd_language_facts": "languages",
     "ema_teacher": "teachers",
+    "grading": "verifiers",
+    "kk_solver": "verifiers",
     "mopd_prompts": "prompts",
     "rlcsd_hint_pools": "prompts",
     "teacher_update_rlcsd": "teachers",
