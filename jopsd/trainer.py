@@ -128,10 +128,11 @@ class _Loop:
             state, rollouts, metrics = self.step(step, next(batches), state)
             nonfinite = int(metrics.pop("nonfinite"))
             skipped_updates += nonfinite
-            timeouts = self.grader.stats["timeout"] if self.grader is not None else 0
+            graded = self.grader.stats if self.grader is not None else Counter()
             counts = {
                 "skipped_updates": skipped_updates,
-                "grading_timeouts": earlier["grading_timeouts"] + timeouts,
+                "grading_timeouts": earlier["grading_timeouts"] + graded["timeout"],
+                "grading_failures": earlier["grading_failures"] + graded["crashed"] + graded["broken_row"],
             }
             metrics |= counts | {f"skipped_rows/{reason}": count for reason, count in self.task.skipped.items()}
             if nonfinite and config.train.on_nonfinite == "error":

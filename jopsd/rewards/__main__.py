@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     found = report(outcomes, [case for case in cases if case.freetext])
-    print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else as_text(found))
+    text = json.dumps(found, indent=2) if args.json else as_text(found)
+    print(text.encode(errors="backslashreplace").decode())  # an output may hold half a character
     return 0 if found["ok"] else 1
 
 
