@@ -23,6 +23,7 @@ from jopsd.setup import make_task
 from jopsd.train import main as train
 from tests import runs
 from tests.runs import write_config, write_rows
+from tests.sandboxed import needs_sandbox
 
 CALL = '[{"Action": "f", "Action_Input": "{\\"a\\": 1}"}]'
 GOLD = {"knights": "Ann is a knight", "choice": "A", "tools": CALL}
@@ -58,6 +59,7 @@ def test_a_grader_gives_finished_scores_and_counts_them(name):
         grader.submit(RIGHT[name], row)
 
 
+@needs_sandbox
 @pytest.mark.parametrize(("score", "half"), [("sparse", 0.0), ("dense", 0.5)])
 def test_programs_are_graded_by_their_tests_in_a_sandbox_that_the_notes_describe(score, half):
     row = problem("code", TESTS)
@@ -71,6 +73,7 @@ def test_programs_are_graded_by_their_tests_in_a_sandbox_that_the_notes_describe
         assert grader.same(row, "a", "a") and not grader.same(row, "a", "b")
 
 
+@needs_sandbox
 def test_under_auto_every_row_has_its_own_verifier():
     golds = {**GOLD, "math": "1/2", "code": TESTS}
     right = {**RIGHT, "math": "\\boxed{0.5}", "code": RIGHT_PROGRAM}
@@ -100,6 +103,7 @@ def test_no_program_runs_where_the_host_cannot_keep_it_in_unless_asked_to(monkey
         assert grader.submit(RIGHT_PROGRAM, problem("code", TESTS)).result().correct
 
 
+@needs_sandbox
 def test_a_sandbox_that_is_killed_costs_no_verdict():
     with CodePool(1) as pool:
         for _ in range(4):
@@ -167,6 +171,7 @@ def mixed_questions(count: int) -> list[tuple[str, Problem]]:
     return made
 
 
+@needs_sandbox
 @pytest.mark.parametrize("count", [240, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_mixed_verifications_under_a_crash_every_hundred_are_all_answered_in_order_and_right(count):
     questions, kills = mixed_questions(count), 0
@@ -357,6 +362,7 @@ def test_rollouts_of_a_method_that_learns_from_rewards_get_those_of_choice(taugh
     assert row["skipped_rows/data: answer: not one that choice can grade"] == 1
 
 
+@needs_sandbox
 @pytest.mark.slow
 def test_a_run_graded_by_running_programs_learns_one_by_heart_and_its_evaluation_agrees(tmp_path, capsys):
     extra = {"problem": "Add.", "solution": RIGHT_PROGRAM}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jopsd.rewards.__main__ import main
+from tests.sandboxed import needs_sandbox
 from tests.test_graders import descendants
 
 REPO = Path(__file__).resolve().parent.parent
@@ -35,6 +36,7 @@ def write(folder: Path, rows, name: str = "cases.jsonl") -> str:
     return str(path)
 
 
+@needs_sandbox
 def test_cases_of_every_verifier_that_come_out_as_labelled_pass(tmp_path, capsys):
     assert main(["check", write(tmp_path, RIGHT), "--workers", "1"]) == 0
     printed = capsys.readouterr().out
@@ -89,6 +91,7 @@ def check_files(*files: Path) -> dict:
     return json.loads(done.stdout)
 
 
+@needs_sandbox
 def test_published_verdicts_come_out_but_for_those_contradicted_on_purpose():
     names = ["a/grading", "b/kk_solver", "b/verifier_gopd", "b/verifier_mopd", "b/verifier_rlcsd"]
     found = check_files(*(GOLDEN / f"{name}.json" for name in names))
