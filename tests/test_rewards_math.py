@@ -79,7 +79,7 @@ EQUAL = [
     ("204_{5}", "204_5"),
     ("\\textbf{(C)}\\ 42", "42"),
     ("3,14", "3.14"),
-    ("\\text{A and C}", "A, C"),
+    ("\\text{Ann and Bob}", "Ann, Bob"),
 ]
 PREDICTIONS_ONLY = {"\\textbf{(C)}\\ 42", "3,14"}  # no gold is written so
 DIFFERENT = [
@@ -168,7 +168,8 @@ def test_digits_of_every_script_are_digits():
     zeros = [digit for digit in digits if unicodedata.decimal(digit) == 0]
     assert len(zeros) > 60
     for zero in zeros:
-        written = lambda text, z=ord(zero): "".join(chr(z + int(c)) if c.isdigit() else c for c in text)  # noqa: E731
+        table = {str(n): chr(ord(zero) + n) for n in range(10)}
+        written = lambda text, table=table: text.translate(str.maketrans(table))  # noqa: E731
         for said, meant in [("42", "42"), ("-7", "-7"), ("3.5", "7/2"), ("1,234", "1234"), ("\\frac{1}{2}", "0.5")]:
             assert quick_grade(written(said), meant).correct and quick_grade(meant, written(said)).correct, ord(zero)
         assert not quick_grade(written("24"), "42").correct
