@@ -4,8 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from jopsd.rewards.grader import AUTO
-from jopsd.rewards.score import VERIFIERS
+from jopsd.rewards.grader import AUTO, VERIFIERS
 
 EXAMPLES = r"""examples:
   python -m eval --model models/Qwen3-1.7B --data HuggingFaceH4/MATH-500 --samples 4 --output evals/base

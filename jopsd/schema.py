@@ -8,7 +8,7 @@ from jopsd.contexts import ContextConfig, SolutionContext
 from jopsd.methods import MethodConfig
 from jopsd.models.attention import ATTENTION
 from jopsd.models.lora import TARGETS
-from jopsd.rewards.score import VERIFIERS
+from jopsd.rewards.grader import VERIFIERS
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

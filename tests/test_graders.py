@@ -15,9 +15,8 @@ from eval.__main__ import main as evaluate
 from jopsd.config import load_config
 from jopsd.data.problem import Problem
 from jopsd.rewards.code_pool import CodePool
-from jopsd.rewards.grader import DIRECT, fault_of_gold, fault_of_row, make_grader
+from jopsd.rewards.grader import DIRECT, VERIFIERS, fault_of_gold, fault_of_row, make_grader
 from jopsd.rewards.sandbox import SandboxError, box
-from jopsd.rewards.score import VERIFIERS
 from jopsd.schema import Reward
 from jopsd.setup import make_task
 from jopsd.train import main as train

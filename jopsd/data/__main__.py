@@ -12,7 +12,7 @@ from typing import Any
 
 from jopsd.data.datasets import GENERATORS
 from jopsd.data.problem import COLUMN_KEYS, Problem
-from jopsd.rewards.score import VERIFIERS
+from jopsd.rewards.grader import VERIFIERS
 
 EXAMPLES = """examples:
   python -m jopsd.data inspect rows.jsonl

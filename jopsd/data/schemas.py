@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jopsd.rewards.score import VERIFIERS
+from jopsd.rewards.grader import VERIFIERS
 
 Row = Mapping[str, Any]
 

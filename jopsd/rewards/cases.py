@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jopsd.rewards.score import VERIFIERS
+from jopsd.rewards.grader import VERIFIERS
 
 TIERS = ("must", "should", "policy")
 PUBLISHED, SOLVER = "published", "solver"  # tiers that are judged as must is

@@ -6,17 +6,17 @@ from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from jopsd.data.problem import Problem
 from jopsd.rewards import choice, knights, tools
 from jopsd.rewards.answer import MAX_CHARS
 from jopsd.rewards.code import Options
 from jopsd.rewards.code_pool import CodePool
 from jopsd.rewards.math import quick_grade
 from jopsd.rewards.pool import MathPool
-from jopsd.rewards.score import VERIFIERS, Score
+from jopsd.rewards.score import Score
 from jopsd.rewards.tests import read_tests
 
 if TYPE_CHECKING:
+    from jopsd.data.problem import Problem  # which imports the names of verifiers from here
     from jopsd.schema import Reward
 
 AUTO = "auto"  # the verifier that each row's data set says
@@ -38,6 +38,7 @@ DIRECT = {
     "choice": Verifier(choice.verify, choice.read_gold),
     "tools": Verifier(tools.verify, tools.read_gold),
 }
+VERIFIERS = ("math", *DIRECT, "code")
 
 
 class Marker(Protocol):
@@ -96,14 +97,14 @@ class Grader:
         """Counts of all verifiers together."""
         return sum((marker.stats for marker in self._markers.values()), Counter())
 
-    def submit(self, text: str, problem: Problem) -> "Future[Score]":
+    def submit(self, text: str, problem: "Problem") -> "Future[Score]":
         """Future of a completion's score. Raises ValueError for a row that `fault_of_row` finds fault with."""
         if fault := _lacks(self._reward, problem):
             raise ValueError(f"problem {problem.id}, field {fault[0]!r}: {fault[1]}")
         name = verifier_of(self._reward, problem)
         return self._markers[name].submit(text, gold_of(name, problem))
 
-    def same(self, problem: Problem, one: str, other: str) -> bool:
+    def same(self, problem: "Problem", one: str, other: str) -> bool:
         """Whether two predictions are the same answer; one that cannot be read equals none, not even itself.
 
         Programs are the same where they are equal as text.
@@ -130,7 +131,7 @@ class Grader:
         self.close()
 
 
-def make_grader(reward: "Reward", problems: Iterable[Problem] = ()) -> Grader:
+def make_grader(reward: "Reward", problems: "Iterable[Problem]" = ()) -> Grader:
     """The grader of a `reward` section; for `auto`, with the verifiers that `problems` name.
 
     Raises SandboxError where programs are to be run and this host cannot keep them in.
@@ -152,12 +153,12 @@ def require_sandbox(reward: "Reward") -> None:
     CodePool(1, unsafe=reward.unsafe).close()
 
 
-def verifier_of(reward: str, problem: Problem) -> str | None:
+def verifier_of(reward: str, problem: "Problem") -> str | None:
     """The name of the verifier that grades a row under `reward.name`."""
     return problem.verifier if reward == AUTO else reward
 
 
-def gold_of(name: str, problem: Problem) -> str | None:
+def gold_of(name: str, problem: "Problem") -> str | None:
     """What a verifier compares with: a program's tests, or the answer."""
     return problem.tests if name == "code" else problem.answer
 
@@ -167,7 +168,7 @@ def gold_field(reward: str) -> str | None:
     return None if reward == AUTO else "tests" if reward == "code" else "answer"
 
 
-def fault_of_row(reward: str, problem: Problem) -> tuple[str, str] | None:
+def fault_of_row(reward: str, problem: "Problem") -> tuple[str, str] | None:
     """Field, and why the verifier of a row cannot grade by what is in it; None if it can."""
     if fault := _lacks(reward, problem):
         return fault
@@ -190,7 +191,7 @@ def fault_of_gold(name: str, gold: str) -> str | None:
     return None
 
 
-def _lacks(reward: str, problem: Problem) -> tuple[str, str] | None:
+def _lacks(reward: str, problem: "Problem") -> tuple[str, str] | None:
     name = verifier_of(reward, problem)
     if name is None:
         return "verifier", "its data set does not say which verifier grades it, which reward.name auto needs"

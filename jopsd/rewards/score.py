@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-VERIFIERS = ("math", "knights", "choice", "tools", "code")
 FEEDBACK_CHARS = 200  # of a wrong answer that feedback repeats
 
 
