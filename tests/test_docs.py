@@ -352,6 +352,7 @@ def test_an_update_without_tokens_has_no_loss_and_no_gradient_under_the_example(
         np.testing.assert_array_equal(case.gradient_of(confident(), empty), 0)
 
 
+@pytest.mark.slow
 def test_the_fused_update_of_the_example_equals_the_plain_definition_on_one_device_and_on_a_mesh(confident):
     method, (model, adapter) = confident(), model_and_adapter()
     batch, mesh = batch_for(method), make_mesh(2, 2, 2)
@@ -401,6 +402,7 @@ def test_the_config_file_of_the_page_resolves_once_the_example_is_registered(che
     assert "name: confident" in shown and "beta: 0.5" in shown
 
 
+@pytest.mark.slow
 def test_the_command_of_the_page_trains_the_embedded_task_with_the_example(checkout):
     command = next(block for block in blocks(OWN, "bash") if "jopsd.train" in block)
     small = ["train.steps=2", "train.batch_size=4", "data.limit=8", "sampling.slots=4", "reward.workers=1", "eval=null"]

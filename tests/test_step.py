@@ -178,7 +178,12 @@ def test_the_fused_step_equals_the_plain_definition(method):
     assert_close(ours, plain_loss_and_gradient(method, adapter, model, batch))
 
 
-@pytest.mark.parametrize("method", ONE_OF_EACH_KIND, ids=repr)
+# A quarter of a minute each: a dense, a contrastive and a sampled method stand for all in the fast tests.
+QUICK = [next(method for method in ONE_OF_EACH_KIND if method.name == name) for name in ("opsd", "rlcsd", "opd")]
+BY_COST = [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in ONE_OF_EACH_KIND]
+
+
+@pytest.mark.parametrize("method", BY_COST, ids=repr)
 def test_loss_and_gradient_do_not_depend_on_micro_batch_padding_order_or_mesh(method):
     model, adapter = model_and_adapter()
     one, mesh = single_device_mesh(), make_mesh(2, 2, 2)

@@ -105,7 +105,7 @@ def test_an_external_teacher_may_have_another_size(method):
 
 
 @pytest.mark.parametrize("method", [*METHODS, Opd(lam=1.25)], ids=repr)
-@pytest.mark.parametrize("on_mesh", [False, True], ids=["one", "mesh"])
+@pytest.mark.parametrize("on_mesh", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one", "mesh"])
 def test_each_row_is_read_by_the_teacher_it_is_routed_to(method, on_mesh):
     base, adapter = model_and_adapter()
     teachers, reference = {"code": other_model(5, OTHER), "math": other_model(6)}, other_model(7)
