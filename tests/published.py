@@ -257,7 +257,7 @@ def _sdpo():
             point = {"train.mini_batch_size": mini, "optimizer.learning_rate": rate}
             yield f"sdpo/{model}/grpo", run | biology | SDPO_GRPO | point, [f"{k}={v}" for k, v in point.items()]
     rich = shared | {"model.path": "models/Qwen3-8B", "eval.samples": 4} | _rows("lcb_v6")
-    rich |= {"optimizer.learning_rate": 1e-6, "optimizer.warmup_steps": 0}
+    rich |= {"optimizer.learning_rate": 1e-6, "optimizer.warmup_steps": 0, "reward.code.feedback": "all"}
     moves = {"teacher.decay": 1 - 0.01, "teacher.every": 32, "train.mini_batch_size": 1}
     yield "sdpo/rich_feedback/sdpo", rich | SDPO | moves | {"method.alpha": 1.0, "method.top_k": 20}
     yield "sdpo/rich_feedback/grpo", rich | SDPO_GRPO | {"train.mini_batch_size": 8}
