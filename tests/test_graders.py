@@ -31,7 +31,7 @@ RIGHT = {
     "choice": "<answer>A</answer>",
     "tools": 'Action: f\nAction Input: {"a": 1}',
 }
-TESTS = json.dumps({"inputs": ["1 2", "3 4"], "outputs": ["3", "7"], "testtype": "stdin", "time_limit": 2})
+TESTS = json.dumps({"inputs": ["1 2", "3 4"], "outputs": ["3", "7"], "testtype": "stdin", "time_limit": 20})
 RIGHT_PROGRAM = "```python\nprint(sum(map(int, input().split())))\n```"
 HALF_PROGRAM = "```python\nprint(3)\n```"
 WRONG = {"knights": "\\boxed{Ann is a knave}", "choice": "<answer>B</answer>", "tools": "Action: g"}
@@ -174,7 +174,7 @@ def mixed_questions(count: int) -> list[tuple[str, Problem]]:
 @pytest.mark.parametrize("count", [240, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_mixed_verifications_under_a_crash_every_hundred_are_all_answered_in_order_and_right(count):
     questions, kills = mixed_questions(count), 0
-    with make_grader(Reward(name="auto", workers=2), [row for _, row in questions]) as grader:
+    with make_grader(Reward(name="auto", workers=2, seconds=60.0), [row for _, row in questions]) as grader:
         math, code = grader._markers["math"], grader._markers["code"]
         futures = [grader.submit(text, row) for text, row in questions]
         for number, future in enumerate(futures):

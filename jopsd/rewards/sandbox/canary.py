@@ -4,7 +4,8 @@ import os
 import socket
 import tempfile
 
-from jopsd.rewards.sandbox.box import Limits, Sandbox, SandboxError
+from jopsd.rewards.sandbox.box import Sandbox
+from jopsd.rewards.sandbox.programs import Limits, SandboxError
 
 SECRET = "a file of the host"
 _LIMITS = Limits(seconds=5)
