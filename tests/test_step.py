@@ -170,7 +170,11 @@ def assert_close(ours, theirs, tolerance=2e-5):
     assert scale > 1e-4, "a gradient of zero would prove nothing"
 
 
-@pytest.mark.parametrize("method", METHODS, ids=repr)
+# Ten seconds each: options that change the loss are compared in the slow tests.
+BY_KIND = [pytest.param(m, marks=() if m in ONE_OF_EACH_KIND else pytest.mark.slow) for m in METHODS]
+
+
+@pytest.mark.parametrize("method", BY_KIND, ids=repr)
 def test_the_fused_step_equals_the_plain_definition(method):
     model, adapter = model_and_adapter()
     batch = batch_for(method)
