@@ -559,7 +559,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize(
-    "variant", [pytest.param(v, marks=pytest.mark.slow if v == "windows" else ()) for v in VARIANTS]
+    "variant", [pytest.param(v, marks=pytest.mark.slow if v in ("windows", "biases") else ()) for v in VARIANTS]
 )
 def test_every_variant_of_the_decoder_draws_the_same_on_one_device_and_on_eight(variant):
     cfg = VARIANTS[variant]

@@ -69,7 +69,7 @@ METHODS = [Opsd(alpha=0.5), Opd(correction={})]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
-@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+@pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["lora", "full"])
 def test_a_trust_region_teacher_mixes_the_logits_of_the_initial_model_and_the_student(method, full):
     base, adapter = model_and_adapter()
     student = jax.tree.map(lambda x: x * 1.1, base) if full else adapter
