@@ -78,6 +78,7 @@ def test_splash_takes_any_length(length):
     np.testing.assert_allclose(out, through_xla(q, k, v, segments, None), atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_cudnn_is_given_even_lengths(monkeypatch):
     attend, lengths = jax.nn.dot_product_attention, []
 

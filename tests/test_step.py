@@ -170,8 +170,10 @@ def assert_close(ours, theirs, tolerance=2e-5):
     assert scale > 1e-4, "a gradient of zero would prove nothing"
 
 
-# Ten seconds each: options that change the loss are compared in the slow tests.
-BY_KIND = [pytest.param(m, marks=() if m in ONE_OF_EACH_KIND else pytest.mark.slow) for m in METHODS]
+# Ten seconds each: one method for each way to a loss, the others in the slow tests.
+FAST = ("opsd", "rlcsd", "opd", "srpo", "sdpo", "reopold")
+FIRST = [next(method for method in ONE_OF_EACH_KIND if method.name == name) for name in FAST]
+BY_KIND = [pytest.param(m, marks=() if m in FIRST else pytest.mark.slow) for m in METHODS]
 
 
 @pytest.mark.parametrize("method", BY_KIND, ids=repr)

@@ -66,6 +66,7 @@ def definition(method, trainable, base, batch, teacher, reference=None):
 
 
 METHODS = [Opsd(alpha=0.5), Opd(correction={})]
+SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
@@ -94,7 +95,7 @@ def test_a_teacher_that_follows_reads_with_its_own_copy(kind):
     assert_close(result, definition(METHODS[0], adapter, base, batch, read))
 
 
-@pytest.mark.parametrize("method", METHODS, ids=repr)
+@pytest.mark.parametrize("method", [METHODS[0], pytest.param(METHODS[1], marks=SLOW)], ids=repr)
 def test_an_external_teacher_may_have_another_size(method):
     base, adapter = model_and_adapter()
     teacher = other_model(5, OTHER)
@@ -104,7 +105,7 @@ def test_an_external_teacher_may_have_another_size(method):
     assert_close(result, definition(method, adapter, base, batch, read))
 
 
-@pytest.mark.parametrize("method", [*METHODS, Opd(lam=1.25)], ids=repr)
+@pytest.mark.parametrize("method", [METHODS[0], *(pytest.param(m, marks=SLOW) for m in (METHODS[1], Opd(lam=1.25)))])
 @pytest.mark.parametrize("on_mesh", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one", "mesh"])
 def test_each_row_is_read_by_the_teacher_it_is_routed_to(method, on_mesh):
     base, adapter = model_and_adapter()
