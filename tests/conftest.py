@@ -14,7 +14,20 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pytest
 
+from jopsd.rewards.sandbox import Sandbox, SandboxError
+
 REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    """A sandbox for programs, where the host offers one."""
+    try:
+        made = Sandbox()
+    except SandboxError as error:
+        pytest.skip(f"this host cannot run programs: {error}")
+    with made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -14,18 +14,8 @@ import pytest
 from jopsd.data import code_rows
 from jopsd.data.code_rows import humaneval_plus, livecodebench, mbpp_plus
 from jopsd.rewards.code import Options, run_tests, verify
-from jopsd.rewards.sandbox import Sandbox, SandboxError
+from jopsd.rewards.sandbox import Sandbox
 from jopsd.rewards.tests import Arguments, Case, read_tests
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    try:
-        made = Sandbox()
-    except SandboxError as error:
-        pytest.skip(f"this host cannot run programs: {error}")
-    with made:
-        yield made
 
 
 def jsonl(path: Path) -> list[dict]:

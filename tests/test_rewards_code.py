@@ -15,23 +15,13 @@ import pytest
 from jopsd.rewards import code
 from jopsd.rewards.code import Options, run_tests, verify
 from jopsd.rewards.reports import HEADINGS, MAX_CHARS, NO_PROGRAM, TOO_LONG
-from jopsd.rewards.sandbox import Outcome, Sandbox, SandboxError
+from jopsd.rewards.sandbox import Outcome, Sandbox
 from jopsd.rewards.tests import Arguments, Case, Tests, write_tests
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "b" / "verifier_mopd.json").read_text())
 # Published verdicts that ours changes on purpose.
 ON_PURPOSE = {"import of non-allow-listed module": "an import harms nobody in a box, and honest programs import os"}
 DENSE = Options(reward="dense")
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    try:
-        made = Sandbox()
-    except SandboxError as error:
-        pytest.skip(f"this host cannot run programs: {error}")
-    with made:
-        yield made
 
 
 def fenced(source: str) -> str:
