@@ -1,11 +1,14 @@
-"""Sampling completions from a policy: `make_sampler` builds a sampler by name, `sampler.py` is the contract."""
+"""Sampling completions from a policy: `make_sampler` builds a sampler by name, `connect` reaches one in a server.
+
+`sampler.py` is the contract.
+"""
 
 from jax.sharding import Mesh
 
 from jopsd.models.decoder import ModelConfig
 from jopsd.sampling.sampler import Completion, Policy, Request, Sampler, SamplerError, SamplingParams
 
-__all__ = ["Completion", "Policy", "Request", "Sampler", "SamplerError", "SamplingParams", "make_sampler"]
+__all__ = ["Completion", "Policy", "Request", "Sampler", "SamplerError", "SamplingParams", "connect", "make_sampler"]
 
 
 def make_sampler(
@@ -46,3 +49,26 @@ def make_sampler(
     from jopsd.sampling.jetstream import JetStreamSampler
 
     return JetStreamSampler(engine)
+
+
+def connect(name: str, address: str, **options) -> Sampler:
+    """A sampler whose weights are in a server.
+
+    Args:
+      name: "grpc" (`python -m jopsd.serve`) or "openai" (an OpenAI-compatible server, such as vLLM or SGLang).
+      address: host:port of the one, the URL of the other.
+      options: keyword arguments of `RemoteSampler` or `OpenAISampler`; both know `model` and `timeout`.
+
+    Raises:
+      ValueError: an unknown name, an address that is none, or a model that is not served there.
+      SamplerError: no server answers.
+    """
+    if name == "grpc":
+        from jopsd.sampling.remote import RemoteSampler
+
+        return RemoteSampler(address, **options)
+    if name == "openai":
+        from jopsd.sampling.openai import OpenAISampler
+
+        return OpenAISampler(address, **options)
+    raise ValueError(f"server {name!r} is not one of ['grpc', 'openai']")
