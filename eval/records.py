@@ -1,26 +1,29 @@
 """What an evaluation keeps while it runs: its settings, and one line per finished sample.
 
 settings.json       everything that decides what is drawn; continuing with anything else is refused
+problems.jsonl      one JSON object per problem: what a report needs of it, so that the folder can be read alone
 generations.jsonl   one JSON object per sample, in the order in which they finished
+results.json        the report, once all samples are there
 """
 
 import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from jopsd.tracking import replace_text
 
-SETTINGS, GENERATIONS = "settings.json", "generations.jsonl"
+SETTINGS, PROBLEMS, GENERATIONS, RESULTS = "settings.json", "problems.jsonl", "generations.jsonl", "results.json"
 
 
 class Record(NamedTuple):
     """One graded sample.
 
     row: number of its problem in the data as read. prediction: what the last box holds; None without a box.
-    finish: "eos" or "length". tokens: its length, stop token included.
+    finish: "eos", "length", "prompt_too_long" of a prompt that left no room, or None where that is not known.
+    tokens: its length, stop token included; None where that is not known.
     """
 
     row: int
@@ -29,14 +32,14 @@ class Record(NamedTuple):
     correct: bool
     formatted: bool
     prediction: str | None
-    finish: str
-    tokens: int
+    finish: str | None
+    tokens: int | None
     completion: str
 
 
 @contextmanager
-def open_records(folder: Path, settings: Mapping):
-    """(records so far, function that adds one), for one process at a time.
+def open_records(folder: Path, settings: Mapping, problems: Sequence[Mapping] = ()):
+    """(records so far, function that adds one), for one process at a time. problems: kept beside them.
 
     A line that a killed process left unfinished is cut off, so its sample is drawn again.
 
@@ -46,6 +49,8 @@ def open_records(folder: Path, settings: Mapping):
     """
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder, settings)
+    if not (folder / PROBLEMS).exists():
+        replace_text(folder / PROBLEMS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in problems))
     with open(folder / GENERATIONS, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,6 +72,19 @@ def open_records(folder: Path, settings: Mapping):
         yield records, add
 
 
+def read_folder(folder: Path) -> tuple[dict, list[dict], dict[tuple[int, int], Record]]:
+    """Settings, problems and records of an evaluation, complete or not.
+
+    Raises:
+      ValueError, OSError: a file that is missing or damaged, by name.
+    """
+    settings = read_json(folder / SETTINGS)
+    lines = (folder / PROBLEMS).read_text(encoding="utf-8").split("\n")  # splitlines would split inside problems
+    problems = [read_json(folder / PROBLEMS, line) for line in lines if line]
+    whole, _, _ = (folder / GENERATIONS).read_bytes().rpartition(b"\n")
+    return settings, problems, _parse(whole, folder / GENERATIONS)
+
+
 def claim(folder: Path, settings: Mapping) -> None:
     """Writes the settings into an unused folder, or compares them with those that are there."""
     path, settings = folder / SETTINGS, json.loads(json.dumps(settings))
@@ -75,10 +93,7 @@ def claim(folder: Path, settings: Mapping) -> None:
             raise ValueError(f"{folder} has {GENERATIONS} but no {SETTINGS}: use another --output")
         write_json(path, settings)
         return
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ValueError(f"{path} is damaged: use another --output, or delete {folder}") from None
+    old = read_json(path)
     keys = dict.fromkeys([*settings, *old])  # the digest comes last: a setting says more
     differing = [key for key in keys if old.get(key) != settings.get(key)]
     if differing:
@@ -93,6 +108,14 @@ def claim(folder: Path, settings: Mapping) -> None:
 def write_json(path: Path, value) -> None:
     """Replaces a file at once."""
     replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, text: str | None = None) -> dict:
+    """The object in a file, or in the `text` of a line of it. Raises ValueError, naming it, where that is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8") if text is None else text)
+    except ValueError:
+        raise ValueError(f"{path} is damaged: use another --output, or delete {path.parent}") from None
 
 
 def _parse(text: bytes, path: Path) -> dict[tuple[int, int], Record]:

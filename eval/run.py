@@ -1,83 +1,46 @@
-"""One evaluation: read the problems, draw what is not there yet, grade, report."""
+"""`python -m eval`: problems, prompts, who answers; then each evaluation in a folder of its own, drawn and graded.
 
-import hashlib
-import json
-import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+An evaluation is one subject (a model or a checkpoint) on one benchmark part with one seed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eval.records import Record, open_records, write_json
+from eval import language
+from eval.generations import graded, read_generations
+from eval.options import Options, complete
+from eval.presets import Preset
+from eval.problems import Task, digest, find_tasks, items_of, kept
+from eval.progress import Say, say_to_stderr, show_progress
+from eval.records import RESULTS, Record, open_records, write_json
 from eval.report import results
-from jopsd.checkpoint import find_step, parse_run
-from jopsd.config import load_config
-from jopsd.contexts import ContextConfig, SolutionContext
+from eval.subject import Samplers, Subject, find_subjects, window_of
 from jopsd.data.chat import require_chat_template, template_honours_thinking
-from jopsd.data.datasets import load_problems
-from jopsd.data.problem import RowError
-from jopsd.mesh import make_mesh
-from jopsd.models.hf import load_pretrained, read_config
 from jopsd.models.tokenizer import eos_ids, load_tokenizer
-from jopsd.prompts import Item, student_prompt
-from jopsd.rewards.grader import Grader, fault_of_row, gold_field, make_grader
-from jopsd.rollouts import request_seed
-from jopsd.sampling import Completion, Policy, Request, Sampler, SamplingParams, make_sampler
-from jopsd.schema import Reading, Reward
-from jopsd.setup import BUILTIN, restore_policy, source_dir
+from jopsd.prompts import Item
+from jopsd.rewards.grader import Grader, make_grader
+from jopsd.rollouts import Rollout, draw_rollouts, request_seed
+from jopsd.sampling import Request, Sampler, SamplingParams
+from jopsd.schema import Reward
 
-RESULTS = "results.json"
-PROGRESS_SECONDS = 5.0
-DEFAULTS = {"temperature": 1.0, "top_p": 0.95, "top_k": 0, "max_new_tokens": 1024}
+NO_ROOM = "prompt_too_long"
 
 
 @dataclass(frozen=True)
-class Options:
-    """What `python -m eval` was asked for; see its --help.
+class Job:
+    """One evaluation: whose answers to what, where they are kept, and everything that decides them."""
 
-    None leaves a choice open: for `thinking` to the run or the chat template, for the sampling parameters to the run's
-    own evaluation or, without one, to `DEFAULTS`, for `reward` (the verifier's name) to the run, or to math.
-    """
-
-    data: str
-    output: Path
-    samples: int
-    model: str | None = None
-    checkpoint: str | None = None
-    split: str = "test"
-    subset: str | None = None
-    limit: int | None = None
-    data_seed: int = 0
-    columns: Mapping[str, str] = field(default_factory=dict)
-    template: str | None = None
-    reward: str | None = None
-    unsafe: bool = False
-    thinking: bool | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    max_new_tokens: int | None = None
-    seed: int = 0
-    slots: int = 32
-    backend: str = "jetstream"
+    subject: Subject
+    task: Task
+    items: tuple[Item, ...]
+    folder: Path
+    settings: Mapping
 
 
-@dataclass(frozen=True)
-class Subject:
-    """Whose answers are graded, and how it reads a problem. run_dir and step are None for a model as it is on disk."""
-
-    name: str
-    directory: Path
-    run_dir: Path | None
-    step: int | None
-    context: ContextConfig
-    reading: Reading
-
-
-def run(options: Options, say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)) -> dict:
-    """Evaluates, or continues an interrupted evaluation, and returns what results.json holds.
+def run(options: Options, say: Say = say_to_stderr) -> list[Path]:
+    """Evaluates, or continues an interrupted evaluation. Returns the folders, each with its results.json.
 
     Every draw is decided by (seed, row of the problem, number of the sample), so an evaluation that was interrupted
     ends with the samples that an undisturbed one has, and other seeds share none.
@@ -86,154 +49,210 @@ def run(options: Options, say: Callable[[str], None] = lambda text: print(text, 
       ValueError, OSError: bad input, named, before any weight is read.
       CheckpointError, SamplerError, RuntimeError: no such checkpoint; sampling or grading broke down.
     """
-    for name in ("samples", "slots"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
-    if not 0 <= options.seed < 2**32 or not 0 <= options.data_seed < 2**32:
-        raise ValueError("--seed and --data-seed must be in [0, 2**32)")
-    subject, options = find_subject(options), with_defaults(options)
-    read_config(subject.directory)  # an architecture we cannot run is the cheapest error of all
-    tokenizer = load_tokenizer(subject.directory)
+    options, preset = complete(options)
+    if options.generations is not None:
+        return read_and_grade(options, say)
+    subjects, tasks = find_subjects(options), find_tasks(options)
+    tokenizer = load_tokenizer(subjects[0].directory)
     require_chat_template(tokenizer)
-    params = SamplingParams(
-        options.max_new_tokens,
-        options.temperature,
-        options.top_p,
-        options.top_k,
-        eos_ids(subject.directory, tokenizer),
-    )
-    items = load_items(options, subject, tokenizer)
-    settings = describe(options, subject, items)
-    say(header(settings, items, tokenizer))
-    with (
-        make_grader(Reward(name=options.reward, unsafe=options.unsafe), [item.problem for item in items]) as grader,
-        open_records(options.output, settings) as (records, add),
-    ):
-        for note in grader.notes:
-            say(note)
-        missing = _missing(records, len(items), options.samples)
-        if missing:
-            if records:
-                say(f"{options.output} has {len(records)} samples; the others are drawn now")
-            progress = _progress(records, len(items) * options.samples, say)
-            with closing(_load_sampler(options, subject, items, params)) as sampler:
-                for record in draw(sampler, items, params, options, missing, tokenizer, grader):
-                    add(record)
-                    progress(record)
-        grouped = [[records[row, i] for i in range(options.samples)] for row in range(len(items))]
-        summary = results(settings, items, grouped, grader.same)
-    write_json(options.output / RESULTS, summary)
-    return summary
+    stop_ids = eos_ids(subjects[0].directory, tokenizer)
+    window = window_of(subjects[0], options)
+    jobs = make_jobs(options, preset, subjects, tasks, tokenizer)
+    params = SamplingParams(options.max_new_tokens, options.temperature, options.top_p, options.top_k, stop_ids)
+    longest = max(_length(item, params, window) for job in jobs for item in job.items)
+    most = max(len(job.items) for job in jobs) * options.samples
+    for task in tasks:
+        say(header(subjects, task, next(job for job in jobs if job.task is task), tokenizer, window))
+    with ExitStack() as stack:
+        graders = make_graders(tasks, options, stack, say)
+        samplers = stack.enter_context(closing(Samplers(options, most, longest, len(stop_ids))))
+        for job in jobs:
+            if len(jobs) > 1:
+                say(f"{job.folder.relative_to(options.output)}:")
+            sampler = lambda: samplers.of(job.subject)  # noqa: B023, E731 (called at once)
+            evaluate(job, options, params, window, sampler, graders[job.task.reward], tokenizer, say)
+    return [job.folder for job in jobs]
 
 
-def find_subject(options: Options) -> Subject:
-    """The model or checkpoint asked for, with the template and thinking mode its run had unless told otherwise.
-
-    Raises:
-      ValueError: neither is given, the run's config or the template is not usable, or there is no such model.
-      CheckpointError: there is no such checkpoint.
-    """
-    if options.checkpoint is None:
-        if options.model is None:
-            raise ValueError("give --model, or the --checkpoint of a run")
-        path, run_dir, step, context, reading = options.model, None, None, SolutionContext(), Reading()
-    else:
-        run_dir, step = parse_run(options.checkpoint)
-        config = load_config(run_dir / "config.yaml")
-        step, context = find_step(run_dir, step), config.context
-        reading = config.eval or config.student
-        path = options.model or config.model.path
-    directory = source_dir(path, "--model" if options.model else "model.path")
-    if options.template is not None:
-        try:
-            context = type(context).model_validate(context.model_dump() | {"student_template": options.template})
-        except ValueError as error:  # pydantic's has one line for each fault, and a header
-            fault = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ValueError(f"--template {options.template!r}: {fault}") from None
-    thinking = reading.thinking if options.thinking is None else options.thinking
-    name = path if path in BUILTIN else str(directory.resolve())
-    return Subject(name, directory, run_dir, step, context, Reading(thinking=thinking, close_think=reading.close_think))
+def make_jobs(
+    options: Options, preset: Preset | None, subjects: Sequence[Subject], tasks: Sequence[Task], tokenizer
+) -> list[Job]:
+    """Every subject on every task with every seed, in this order of loops, so that weights are loaded once each."""
+    # A run's checkpoints read a problem alike.
+    items = [tuple(items_of(t, t.context(subjects[0], options, preset), subjects[0], tokenizer)) for t in tasks]
+    jobs = []
+    for subject in subjects:
+        for task, own in zip(tasks, items, strict=True):
+            for seed in options.seeds:
+                settings = describe(options, preset, subject, task, own, seed)
+                jobs.append(Job(subject, task, own, folder_of(options, subject, task, seed), settings))
+    return jobs
 
 
-def with_defaults(options: Options) -> Options:
-    """The options with sampling parameters and reward filled in: a checkpoint is drawn and graded as its run."""
-    defaults = DEFAULTS | {"reward": Reward().name}
-    if options.checkpoint is not None:
-        config = load_config(parse_run(options.checkpoint)[0] / "config.yaml")
-        defaults |= {} if config.eval is None else {name: getattr(config.eval, name) for name in DEFAULTS}
-        defaults |= {} if config.reward is None else {"reward": config.reward.name}
-    left_open = {name: value for name, value in defaults.items() if getattr(options, name) is None}
-    return replace(options, **left_open)
+def folder_of(options: Options, subject: Subject, task: Task, seed: int) -> Path:
+    """OUTPUT for one source of one's own; else a folder by checkpoint of a sweep, benchmark part and seed."""
+    folder = options.output
+    if options.checkpoints is not None:
+        folder /= f"step_{subject.step:06d}"
+    if task.name is not None:
+        folder /= task.name
+    return folder / f"seed_{seed}" if task.name is not None or len(options.seeds) > 1 else folder
 
 
-def load_items(options: Options, subject: Subject, tokenizer) -> list[Item]:
-    """The problems, each with its prompt. Raises ValueError for a row without problem or usable answer, by number."""
-    try:
-        problems, _ = load_problems(
-            options.data,
-            options.split,
-            options.columns,
-            tuple(filter(None, ("problem", gold_field(options.reward)))),
-            config=options.subset,
-            limit=options.limit,
-            seed=options.data_seed,
-        )
-    except RowError as error:
-        raise ValueError(
-            f"{options.data}, row {error.row_number} (counted from 0), field {error.field!r}: {error.fault}; columns "
-            f"present: {', '.join(error.columns)}; fix: --column {error.field}=NAME for the column that holds it, or "
-            "repair the row"
-        ) from None
-    for row, problem in enumerate(problems):
-        if found := fault_of_row(options.reward, problem):
-            field, fault = found
-            raise ValueError(
-                f"{options.data}, row {row} (counted from 0), field {field!r}: {fault}; fix: --reward NAME for the "
-                f"verifier of these rows, --column {field}=NAME for the column that holds it, or repair the row"
-            )
-    return [Item(p, student_prompt(subject.context, tokenizer, p, subject.reading)) for p in problems]
-
-
-def describe(options: Options, subject: Subject, items: Sequence[Item]) -> dict:
+def describe(
+    options: Options, preset: Preset | None, subject: Subject, task: Task, items: Sequence[Item], seed: int
+) -> dict:
     """Everything that decides the samples and their grades, JSON-ready."""
-    content = [(item.problem.id, item.problem.answer, item.prompts["student"]) for item in items]
+    context = task.context(subject, options, preset)
     return {
         "model": subject.name,
         "checkpoint": None if subject.run_dir is None else str(subject.run_dir.resolve()),
         "step": subject.step,
-        "data": options.data,
+        "server": options.server,
+        "served_model": options.served_model,
+        "benchmark": task.name,
+        "data": task.source,
         "split": options.split,
         "subset": options.subset,
         "limit": options.limit,
         "data_seed": options.data_seed,
-        "template": getattr(subject.context, "student_template", None),
-        "reward": options.reward,
+        "columns": dict(options.columns),
+        "language": task.language,
+        "preset": None if preset is None else preset.name,
+        "template": getattr(context, "student_template", None),
+        "reward": task.reward,
         "thinking": subject.reading.thinking,
         "samples": options.samples,
         "temperature": options.temperature,
         "top_p": options.top_p,
         "top_k": options.top_k,
         "max_new_tokens": options.max_new_tokens,
-        "seed": options.seed,
+        "max_length": options.max_length,
+        "seed": seed,
         "slots": options.slots,
-        "prompts_and_answers_sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        "header": dict(task.header),
+        "prompts_and_answers_sha256": digest(items),
     }
 
 
-def header(settings: Mapping, items: Sequence[Item], tokenizer) -> str:
+def make_graders(tasks: Sequence[Task], options: Options, stack: ExitStack, say: Say) -> dict[str, Grader]:
+    """One grader per verifier, entered into `stack`. Raises SandboxError where programs cannot be run."""
+    graders: dict[str, Grader] = {}
+    for reward in dict.fromkeys(task.reward for task in tasks):
+        problems = [problem for task in tasks if task.reward == reward for problem in task.problems]
+        grader = make_grader(Reward(name=reward, unsafe=options.unsafe), problems)
+        graders[reward] = stack.enter_context(grader)
+        for note in grader.notes:
+            say(note)
+    return graders
+
+
+def evaluate(
+    job: Job,
+    options: Options,
+    params: SamplingParams,
+    window: int | None,
+    sampler: Callable[[], Sampler],
+    grader: Grader,
+    tokenizer,
+    say: Say,
+) -> None:
+    """Draws and grades what the job's folder lacks, and writes its results.json. sampler: made where it is needed."""
+    problems = kept(job.task, job.items, tokenizer)
+    with open_records(job.folder, job.settings, problems) as (records, add):
+        missing = _missing(records, len(job.items), options.samples)
+        requests, too_long = [], []
+        for row, indices in missing.items():
+            room = _room(job.items[row], params, window)
+            if room < 1:
+                too_long.append(row)
+                continue
+            own = replace(params, max_new_tokens=room)
+            prompt, seed = tuple(job.items[row].prompts["student"]), request_seed(job.settings["seed"], row)
+            requests.append(Request(prompt, options.samples, seed, own, id=row, indices=indices))
+        for row in too_long:
+            for record in no_room(row, job.items[row], missing[row]):
+                add(record)
+        if requests:
+            if len(records) > sum(len(missing[row]) for row in too_long):
+                say(f"{job.folder} has {len(records)} samples; the others are drawn now")
+            with show_progress(records, len(job.items) * options.samples, say) as advance:
+                for index, rollout in draw_rollouts(sampler(), requests, job.items, tokenizer, grader.submit):
+                    record = record_of(rollout, index)
+                    add(record)
+                    advance(record)
+        grouped = [[records[row, i] for i in range(options.samples)] for row in range(len(job.items))]
+        summary = results(job.settings, problems, grouped, _same(grader, job.items), language.detector())
+    write_json(job.folder / RESULTS, summary)
+
+
+def read_and_grade(options: Options, say: Say) -> list[Path]:
+    """Grades generations that were made elsewhere. Returns the one folder."""
+    task, samples, name = read_generations(options)
+    tokenizer = None
+    if options.model is not None:
+        tokenizer = load_tokenizer(find_subjects(replace(options, backend="grpc", checkpoint=None))[0].directory)
+    items = tuple(Item(problem, {"student": []}) for problem in task.problems)
+    n = samples.of_each
+    settings = {
+        "model": options.model or name,
+        "checkpoint": None,
+        "step": None,
+        "generations": str(options.generations.resolve()),
+        "benchmark": task.name,
+        "data": task.source,
+        "limit": options.limit,
+        "language": task.language,
+        "reward": task.reward,
+        "samples": n,
+        "seed": options.seeds[0],
+        "header": dict(task.header),
+        "generations_sha256": samples.sha256,
+        "prompts_and_answers_sha256": digest(items),
+    }
+    with ExitStack() as stack:
+        grader = make_graders([task], options, stack, say)[task.reward]
+        problems = kept(task, items, None)
+        records, add = stack.enter_context(open_records(options.output, settings, problems))
+        missing = _missing(records, len(items), n)
+        with show_progress(records, len(items) * n, say) as advance:
+            for record in graded(samples, missing, items, grader, tokenizer):
+                add(record)
+                advance(record)
+        grouped = [[records[row, i] for i in range(n)] for row in range(len(items))]
+        summary = results(settings, problems, grouped, _same(grader, items), language.detector())
+    write_json(options.output / RESULTS, summary)
+    return [options.output]
+
+
+def header(subjects: Sequence[Subject], task: Task, job: Job, tokenizer, window: int | None) -> str:
     """What a reader wants to check before a long evaluation: the settings and one rendered prompt."""
-    who = settings["model"]
-    if settings["checkpoint"]:
-        who = f"step {settings['step']} of {settings['checkpoint']} (from {who})"
-    shown = ("thinking", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "seed")
-    ids = items[0].prompts["student"]
-    mute = settings["thinking"] is not None and not template_honours_thinking(tokenizer)
-    warning = ["the chat template has no thinking switch, so thinking on or off changes nothing"] if mute else []
+    shown = ("thinking", "samples", "temperature", "top_p", "top_k", "max_new_tokens")
+    who = subjects[0].words
+    if len(subjects) > 1:
+        steps = ", ".join(str(subject.step) for subject in subjects)
+        who = f"steps {steps} of {subjects[0].run_dir} (from {subjects[0].name})"
+    lengths = [len(item.prompts["student"]) for item in job.items]
+    ids, most = job.items[0].prompts["student"], job.settings["max_new_tokens"]
+    notes = list(task.notes)
+    if job.settings["thinking"] is not None and not template_honours_thinking(tokenizer):
+        notes.append("the chat template has no thinking switch, so thinking on or off changes nothing")
+    if window is not None and max(lengths) + most > window:
+        cut = sum(length + most > window for length in lengths)
+        notes.append(
+            f"the context of {window} tokens leaves less than {most} new ones after {cut} of the prompts: they end there"
+        )
+        notes += [
+            f"problem {item.problem.id!r}: its prompt of {length} tokens leaves no room in the context; its samples "
+            "count as wrong"
+            for item, length in zip(job.items, lengths, strict=True)
+            if length >= window
+        ]
     return "\n".join(
         [
-            f"{who} on {settings['data']}: {len(items)} problems",
-            ", ".join(f"{name} {settings[name]}" for name in shown),
-            *warning,
+            f"{who} on {task.name or task.source}: {len(job.items)} problems",
+            ", ".join(f"{name} {job.settings[name]}" for name in shown),
+            *notes,
             f"--- first prompt ({len(ids)} tokens)",
             tokenizer.decode(ids),
             "---",
@@ -241,51 +260,34 @@ def header(settings: Mapping, items: Sequence[Item], tokenizer) -> str:
     )
 
 
-def draw(
-    sampler: Sampler,
-    items: Sequence[Item],
-    params: SamplingParams,
-    options: Options,
-    missing: Mapping[int, tuple[int, ...]],
-    tokenizer,
-    grader: Grader,
-) -> Iterator[Record]:
-    """Draws and grades the missing samples of each row, and yields each once it is graded."""
-    requests = [
-        Request(
-            tuple(items[row].prompts["student"]),
-            options.samples,
-            request_seed(options.seed, row),
-            params,
-            id=row,
-            indices=indices,
-        )
-        for row, indices in missing.items()
-    ]
-    pending: deque = deque()
-    for completion in sampler.sample(requests):
-        item = items[completion.request_id]
-        text = tokenizer.decode(completion.completion_ids.tolist(), skip_special_tokens=True)
-        pending.append((item, completion, text, grader.submit(text, item.problem)))
-        while pending and pending[0][-1].done():
-            yield _record(*pending.popleft())
-    for entry in pending:
-        yield _record(*entry)
-
-
-def _record(item: Item, completion: Completion, text: str, graded) -> Record:
-    score = graded.result()
+def record_of(rollout: Rollout, index: int) -> Record:
+    score = rollout.score
     return Record(
-        row=completion.request_id,
-        sample=completion.index,
-        problem_id=item.problem.id,
+        row=rollout.group,
+        sample=index,
+        problem_id=rollout.item.problem.id,
         correct=score.correct,
         formatted=score.formatted,
         prediction=score.prediction,
-        finish=completion.finish,
-        tokens=len(completion.completion_ids),
-        completion=text,
+        finish=rollout.finish,
+        tokens=len(rollout.completion_ids),
+        completion=rollout.text,
     )
+
+
+def no_room(row: int, item: Item, indices: Sequence[int]) -> list[Record]:
+    """Records of a prompt that fills the context by itself."""
+    return [Record(row, i, item.problem.id, False, False, None, NO_ROOM, 0, "") for i in indices]
+
+
+def _room(item: Item, params: SamplingParams, window: int | None) -> int:
+    """Tokens that a completion may have: as asked for, or what the context leaves."""
+    most = params.max_new_tokens
+    return most if window is None else min(most, window - len(item.prompts["student"]))
+
+
+def _length(item: Item, params: SamplingParams, window: int | None) -> int:
+    return len(item.prompts["student"]) + max(_room(item, params, window), 0)
 
 
 def _missing(records: Mapping, rows: int, samples: int) -> dict[int, tuple[int, ...]]:
@@ -293,44 +295,5 @@ def _missing(records: Mapping, rows: int, samples: int) -> dict[int, tuple[int, 
     return {row: indices for row, indices in absent.items() if indices}
 
 
-def _load_sampler(options: Options, subject: Subject, items: Sequence[Item], params: SamplingParams) -> Sampler:
-    mesh = make_mesh()
-    if subject.run_dir is None:
-        model_config = read_config(subject.directory)
-        policy = Policy(load_pretrained(subject.directory, model_config, mesh), None)
-    else:
-        restored = restore_policy(subject.run_dir, subject.step, str(subject.directory), mesh)
-        model_config, policy = restored.model_config, restored.policy
-    # Sizes follow from all samples, drawn or not: they may decide the last bits of a sum.
-    return make_sampler(
-        options.backend,
-        model_config,
-        policy,
-        slots=min(options.slots, len(items) * options.samples),
-        max_length=max(len(item.prompts["student"]) for item in items) + params.max_new_tokens,
-        chunk=16,
-        mesh=mesh if mesh.size > 1 else None,
-        max_stop_ids=max(len(params.stop_ids), 1),
-    )
-
-
-def _progress(records: Mapping, total: int, say: Callable[[str], None]) -> Callable[[Record], None]:
-    """A function to call after each new record: says now and then how far it is and what the score is so far."""
-    start = shown = None
-    before = tokens = 0
-
-    def advance(record: Record) -> None:
-        nonlocal start, shown, before, tokens
-        now, done = time.monotonic(), len(records)
-        if start is None:  # compilation is over
-            start, shown, before = now, now, done
-            return
-        tokens += record.tokens
-        if now - shown < PROGRESS_SECONDS and done < total:
-            return
-        shown, seconds = now, max(now - start, 1e-9)
-        score = 100 * sum(r.correct for r in records.values()) / done
-        left = (total - done) * seconds / (done - before)
-        say(f"{done}/{total} samples  correct {score:.1f} %  {tokens / seconds:.0f} tok/s  {left:.0f} s left")
-
-    return advance
+def _same(grader: Grader, items: Sequence[Item]) -> Callable[[int, str, str], bool]:
+    return lambda row, one, other: grader.same(items[row].problem, one, other)

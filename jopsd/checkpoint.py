@@ -84,14 +84,19 @@ def find_step(run_dir: str | Path, step: int | None = None) -> int:
     Raises:
       CheckpointError: there is none.
     """
-    if not checkpoint_dir(run_dir).is_dir():
-        raise CheckpointError(f"{run_dir} has no folder checkpoints: give the output_dir of a training run")
-    with open_checkpoints(run_dir, create=False) as manager:
-        steps = sorted(manager.all_steps())
+    steps = all_steps(run_dir)
     if not steps or (step is not None and step not in steps):
         wanted = "" if step is None else f" of step {step}"
         raise CheckpointError(f"{checkpoint_dir(run_dir)} has no checkpoint{wanted}; complete ones: {steps or 'none'}")
     return steps[-1] if step is None else step
+
+
+def all_steps(run_dir: str | Path) -> list[int]:
+    """Steps of the complete checkpoints, in order. Raises CheckpointError for a folder that is no run's."""
+    if not checkpoint_dir(run_dir).is_dir():
+        raise CheckpointError(f"{run_dir} has no folder checkpoints: give the output_dir of a training run")
+    with open_checkpoints(run_dir, create=False) as manager:
+        return sorted(manager.all_steps())
 
 
 def restore_trainable(run_dir: str | Path, step: int, like: Any) -> Any:

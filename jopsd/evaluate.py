@@ -32,13 +32,18 @@ def wilson_interval(successes: int, trials: int) -> Estimate:
 
 
 def clustered_interval(correct: Sequence[Sequence[bool]]) -> Estimate:
-    """Mean over problems of each problem's share correct, with problems as clusters.
+    """Mean over problems of each problem's share correct, with problems as clusters. No problems: as no trials.
 
     Args:
-      correct: per problem, one flag per sample. One sample each is Wilson's interval; more is a normal interval from
-        the spread between problems. Where that spread says nothing it is Wilson's: over problems where all samples of
-        each agree, over samples where all problems have the same share.
+      correct: per problem, one flag per sample, of all seeds together. One sample each is Wilson's interval; more is a
+        normal interval from the spread between problems. Where that spread says nothing it is Wilson's: over problems
+        where all samples of each agree, over samples where all problems have the same share.
+
+    Raises:
+      ValueError: a problem without samples.
     """
+    if empty := [i for i, flags in enumerate(correct) if not len(flags)]:
+        raise ValueError(f"problem {empty[0]} has no samples")
     shares = [float(np.mean(flags)) for flags in correct]
     if all(share in (0.0, 1.0) for share in shares):
         return wilson_interval(int(sum(shares)), len(shares))
@@ -49,10 +54,30 @@ def clustered_interval(correct: Sequence[Sequence[bool]]) -> Estimate:
     return Estimate(mean, max(mean - half, 0.0), min(mean + half, 1.0))
 
 
+class Evaluated(NamedTuple):
+    """accuracy: over samples, problems as clusters. solved: problems with a correct sample. by_source: accuracies of
+    each source, where there are several. rollouts: all samples, per problem.
+    """
+
+    accuracy: Estimate
+    solved: Estimate
+    by_source: dict[str, Estimate]
+    rollouts: list[list[Rollout]]
+
+
 def evaluate(
     sampler: Sampler, items: Sequence[Item], params: SamplingParams, samples: int, seed: int, tokenizer, grade: Grade
-) -> tuple[Estimate, list[list[Rollout]]]:
-    """Accuracy of the sampler's policy, and all samples per problem. The seed decides every draw."""
+) -> Evaluated:
+    """Accuracy of the sampler's policy on the items, each sampled so many times. The seed decides every draw."""
     flat = sample_rollouts(sampler, items, params, samples, (seed,), tokenizer, grade)
     grouped = [flat[i * samples : (i + 1) * samples] for i in range(len(items))]
-    return clustered_interval([[r.score.correct for r in rollouts] for rollouts in grouped]), grouped
+    correct = [[r.score.correct for r in rollouts] for rollouts in grouped]
+    sources: dict[str, list[list[bool]]] = {}
+    for item, flags in zip(items, correct, strict=True):
+        sources.setdefault(item.problem.source, []).append(flags)
+    return Evaluated(
+        clustered_interval(correct),
+        wilson_interval(sum(map(any, correct)), len(correct)),
+        {name: clustered_interval(own) for name, own in sources.items()} if len(sources) > 1 else {},
+        grouped,
+    )

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from pydantic import ValidationError
 
-from jopsd.contexts import Absent, Attempt, Context, Prompt
+from jopsd.contexts import Absent, Attempt, Context, Prompt, SolutionContext
 from jopsd.data.chat import render
 from jopsd.data.problem import Problem
 from jopsd.methods import Method
@@ -65,6 +66,21 @@ def training_prompts(config: Config, tokenizers: Tokenizers, problem: Problem) -
 def student_prompt(context: Context, tokenizer, problem: Problem, reading: Reading) -> dict[str, list[int]]:
     """Prompt ids of the student's view alone, as training or an evaluation reads it."""
     return {"student": _read(tokenizer, context.student_prompt(problem), reading)}
+
+
+def with_template(context: Context, template: str | None) -> Context:
+    """The context with another student's turn, over {problem} and {instruction}; None leaves it as it is.
+
+    Raises ValueError for a template that a student cannot read.
+    """
+    if template is None:
+        return context
+    if "student_template" not in type(context).model_fields:  # its words are kept elsewhere, by language
+        context = SolutionContext()
+    try:
+        return type(context).model_validate(context.model_dump() | {"student_template": template})
+    except ValidationError as error:
+        raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 def group_prompts(

@@ -1,6 +1,6 @@
 """Rollouts: sampled completions with their grades, and how they become a `TrainBatch`."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -66,12 +66,29 @@ def sample_rollouts(
         Request(tuple(item.prompts["student"]), n, request_seed(*seed, row), params, id=row)
         for row, item in enumerate(items)
     ]
-    pending: dict[tuple[int, int], tuple[Completion, str, Future | None]] = {}
+    drawn = {(r.group, index): r for index, r in draw_rollouts(sampler, requests, items, tokenizer, grade)}
+    return [drawn[row, index] for row in range(len(items)) for index in range(n)]
+
+
+def draw_rollouts(
+    sampler: Sampler, requests: Sequence[Request], items: Sequence[Item], tokenizer, grade: Grade | None
+) -> Iterator[tuple[int, Rollout]]:
+    """Each sample with its index among those of its request, once it is graded. Ids of requests are rows of `items`."""
+    pending: deque[tuple[Completion, str, Future | None]] = deque()
+
+    def first() -> tuple[int, Rollout]:
+        completion, text, graded = pending.popleft()
+        row = completion.request_id
+        return completion.index, _rollout(items[row], row, completion, text, graded)
+
     for completion in sampler.sample(requests):
         text = tokenizer.decode(completion.completion_ids.tolist(), skip_special_tokens=True)
         graded = None if grade is None else grade(text, items[completion.request_id].problem)
-        pending[completion.request_id, completion.index] = completion, text, graded
-    return [_rollout(items[row], row, *pending[row, index]) for row in range(len(items)) for index in range(n)]
+        pending.append((completion, text, graded))
+        while pending and (pending[0][-1] is None or pending[0][-1].done()):
+            yield first()
+    while pending:
+        yield first()
 
 
 def _rollout(item: Item, group: int, completion: Completion, text: str, graded: Future | None) -> Rollout:

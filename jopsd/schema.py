@@ -303,9 +303,13 @@ class Train(Section):
 
 
 class Evaluation(Reading, Drawing):
-    """Held-out accuracy during training. every: steps between evaluations; the first and last are always done."""
+    """Held-out accuracy during training. every: steps between evaluations; the first and last are always done.
+
+    template: the student's turn, over {problem} and {instruction}; null is the one of training.
+    """
 
     data: Data
+    template: str | None = None
     every: PositiveInt = 25
     samples: PositiveInt = 1
     seed: Seed = 0

@@ -28,7 +28,7 @@ from jopsd.models.lora import Adapter, init_adapter
 from jopsd.models.peft import load_adapter
 from jopsd.models.sharding import sharded_shapes, tree_shardings
 from jopsd.models.tokenizer import eos_ids, load_tokenizer
-from jopsd.prompts import Item, Tokenizers, make_items, required_fields, student_prompt, training_prompts
+from jopsd.prompts import Item, Tokenizers, make_items, required_fields, student_prompt, training_prompts, with_template
 from jopsd.rewards.grader import AUTO, fault_of_row, gold_field, require_sandbox
 from jopsd.rewards.sandbox import SandboxError
 from jopsd.sampling import Policy
@@ -165,9 +165,13 @@ def make_task(config: Config) -> Task:
     train = [item for part, _ in made for item in part]
     held_out = []
     if config.eval is not None:
-        prompts_of = lambda p: student_prompt(config.context, tokenizer, p, config.eval)  # noqa: E731
+        try:
+            context = with_template(config.context, config.eval.template)
+        except ValueError as error:
+            raise ConfigError(f"eval.template {config.eval.template!r}: {error}") from None
+        prompts_of = lambda p: student_prompt(context, tokenizer, p, config.eval)  # noqa: E731
         gold = gold_field(config.reward.name)
-        required = tuple({"problem", *filter(None, [gold]), *config.context.required_fields(teacher=False)})
+        required = tuple({"problem", *filter(None, [gold]), *context.required_fields(teacher=False)})
         parts = of_parts(config.eval.data, "eval.data", required, prompts_of, True)
         held_out = [item for part, _ in parts for item in part]
     _check_vocabulary(directory, vocab_size, tokenizer, stop_ids, train + held_out)

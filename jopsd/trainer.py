@@ -16,7 +16,7 @@ from jopsd.batch import TrainBatch
 from jopsd.config import Config, ConfigError, flatten, to_yaml
 from jopsd.data.chat import template_honours_thinking
 from jopsd.data.loader import training_iterator
-from jopsd.evaluate import Estimate, evaluate
+from jopsd.evaluate import Estimate, Evaluated, evaluate
 from jopsd.mesh import put_rows
 from jopsd.models.decoder import Decoder
 from jopsd.models.quantize import int8_projections
@@ -202,7 +202,7 @@ class _Loop:
         begin = time.monotonic()
         self.sampler.update(student_policy(state.trainable, self.weights.models.base), step)
         params = _params(config, self.task)
-        estimate, grouped = evaluate(
+        found = evaluate(
             self.sampler,
             self.task.held_out,
             params,
@@ -211,16 +211,14 @@ class _Loop:
             self.task.tokenizer,
             self.grader.submit,
         )
-        flat = [rollout for group in grouped for rollout in group]
-        metrics = {
-            "eval/accuracy": estimate.mean,
-            "eval/accuracy_low": estimate.low,
-            "eval/accuracy_high": estimate.high,
-        }
+        flat = [rollout for group in found.rollouts for rollout in group]
+        metrics = {f"eval/{name}": value for name, value in _eval_metrics(found, config.samples).items()}
         metrics |= {f"eval/{name}": value for name, value in rollout_metrics(flat).items() if name != "reward"}
         metrics["time/eval_seconds"] = time.monotonic() - begin
         self.tracker.write(step, metrics)
-        self.progress.say(f"held-out accuracy after step {step}: {show(estimate)}")
+        self.progress.say(f"held-out accuracy after step {step}: {show(found.accuracy)}")
+        for source, estimate in found.by_source.items():
+            self.progress.say(f"  {source}: {show(estimate)}")
 
     def save(self, step: int, state: TrainState, batches, counts: dict) -> None:
         meta = {"data": batches.get_state(), "counts": counts}
@@ -235,6 +233,19 @@ class _Loop:
             f"{metrics['grad_norm']}); that update was not applied and the weights are saved as step {step}; start "
             "again with a lower optimizer.learning_rate, or with train.on_nonfinite: skip to count such steps and go on"
         )
+
+
+def _eval_metrics(found: Evaluated, samples: int) -> dict[str, float]:
+    """Accuracy; problems solved by any of several samples; each source by itself, and the plain mean over sources."""
+    accuracy = found.accuracy
+    metrics = {"accuracy": accuracy.mean, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
+    if samples > 1:
+        metrics[f"pass_at_{samples}"] = found.solved.mean
+    if found.by_source:
+        means = {source: estimate.mean for source, estimate in found.by_source.items()}
+        metrics |= {f"accuracy/{source.replace('/', '_')}": mean for source, mean in means.items()}
+        metrics["accuracy_mean_over_sources"] = sum(means.values()) / len(means)
+    return metrics
 
 
 def _params(section, task: Task) -> SamplingParams:

@@ -38,6 +38,21 @@ def sdpo(kind: str, dataset: str, answer, tests="-") -> dict:
 
 # layout -> rows of ours with the fields that they must give (None: the row has none)
 EXAMPLES: dict[str, list[tuple[dict, dict]]] = {
+    "sciknoweval": [
+        (
+            {
+                "question": "Q?",
+                "choices": {"text": ["x", "y"], "label": ["A", "B"]},
+                "answerKey": "B",
+                "type": "mcq-2-choices",
+                "domain": "Physics",
+                "details": {"level": "L3"},
+                "prompt": {"default": "d"},
+                "answer": "",
+            },
+            {"problem": "Q?\n\nA: x\nB: y\nPlease reason step by step.", "answer": "B", "verifier": "choice"},
+        )
+    ],
     "openthoughts": [
         (
             {

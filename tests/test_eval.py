@@ -1,24 +1,20 @@
-"""`python -m eval`: metrics against the published evaluators and brute force, runs against an undisturbed one."""
+"""`python -m eval`: whole evaluations against what a run logged and against an undisturbed one; bad input."""
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 from eval.__main__ import main
-from eval.metrics import avg_at_n, format_rate, maj_at_n, majority_correct, pass_at_k, pass_at_n
+from eval.options import Options, complete
 from eval.report import NO_ANSWER
-from eval.run import Options, with_defaults
 from jopsd.config import load_config
-from jopsd.rewards.math import grade
 from jopsd.sampling import Request, SamplingParams
 
 REPO = Path(__file__).resolve().parent.parent
@@ -27,10 +23,6 @@ FAST = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expe
 ROWS, SAMPLES = 16, 4
 DRAW = ["--data", "sums:test", "--limit", ROWS, "--data-seed", 1, "--samples", SAMPLES, "--top-p", 1]
 DRAW += ["--max-new-tokens", 44, "--slots", 4]
-
-
-def same(one: str, other: str) -> bool:
-    return bool(other) and grade(one, other).correct
 
 
 def evaluation(*argv) -> list[str]:
@@ -71,78 +63,6 @@ def undisturbed(trained, tmp_path_factory) -> Path:
     return folder
 
 
-# ---------------------------------------------------------------------------------------------------------- metrics
-
-
-@pytest.mark.parametrize("name", GOLDEN["evaluators"])
-def test_scores_equal_those_of_the_published_evaluators(name):
-    case = GOLDEN["evaluators"][name]
-    problems, summary = case["per_problem"], case["summary"]
-    correct = [p["correct"] for p in problems]
-    predictions = [
-        [answer if formatted else None for answer, formatted in zip(p["predicted"], p["formatted"], strict=True)]
-        for p in problems
-    ]
-    predictions = [["" if answer == NO_ANSWER else answer for answer in answers] for answers in predictions]
-    rule = "invalid" if name.startswith("pwopsd") else "string"
-    for p, answers in zip(problems, predictions, strict=True):
-        assert majority_correct(answers, p["correct"], same, rule) == p["majority_vote_correct"], p["name"]
-    assert 100 * avg_at_n(correct).mean == pytest.approx(summary["average_at_n_pct"], abs=1e-9)
-    assert 100 * pass_at_n(correct).mean == pytest.approx(summary["pass_at_n_pct"], abs=1e-9)
-    assert 100 * maj_at_n(predictions, correct, same, rule).mean == pytest.approx(summary["majority_vote_at_n_pct"])
-    assert 100 * format_rate(predictions) == pytest.approx(summary["format_rate"])
-
-
-def test_scores_of_real_samples_equal_the_golden_ones():
-    golden = GOLDEN["math100x8"]
-    correct = [p["correct"] for p in golden["per_problem"]]
-    predictions = [p["preds"] for p in golden["per_problem"]]
-    for k in (1, 2, 4, 8):
-        assert pass_at_k(correct, k) == pytest.approx(golden[f"pass@{k}"], abs=1e-12)
-    assert avg_at_n(correct).mean == pytest.approx(golden["avg@8"])
-    assert pass_at_n(correct).mean == pytest.approx(golden["any_correct"])
-    assert format_rate(predictions) == golden["format_rate"]
-    for p in golden["per_problem"]:
-        assert majority_correct(p["preds"], p["correct"], same) == p["maj_cluster"]
-        assert majority_correct(p["preds"], p["correct"], rule="string") == p["maj_string"]
-
-
-def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample():
-    draw = random.Random(0)
-    correct = [[draw.random() < 0.3 for _ in range(6)] for _ in range(5)]
-    for k in range(1, 7):
-        subsets = [any(chosen) for flags in correct for chosen in combinations(flags, k)]
-        assert pass_at_k(correct, k) == pytest.approx(sum(subsets) / len(subsets))
-    with pytest.raises(ValueError, match="pass@7 needs k between 1 and the number of samples, 6"):
-        pass_at_k(correct, 7)
-
-
-def test_the_majority_is_the_largest_class_and_the_earliest_of_equals():
-    draw, gold = random.Random(1), 2
-    for _ in range(300):
-        answers = [draw.choice([None, "1", "1.0", "2", "2.0", "02", "3"]) for _ in range(draw.randint(1, 9))]
-        classes = [None if answer is None else float(answer) for answer in answers]
-        correct = [value == gold for value in classes]
-        equal = lambda one, other: float(one) == float(other)  # noqa: E731
-        sizes = Counter(classes)  # keeps the order of first appearance, and max takes the first of equals
-        assert majority_correct(answers, correct, equal) == (max(sizes, key=sizes.get) == gold)
-        strings = Counter(answer for answer in answers if answer is not None)
-        winner = max(strings, key=strings.get) if strings else None
-        assert majority_correct(answers, correct, rule="string") == (winner is not None and float(winner) == gold)
-
-
-def test_equality_in_one_direction_is_enough_to_join_a_cluster():
-    one_way = lambda one, other: (one, other) == ("b", "a")  # noqa: E731
-    assert majority_correct(["c", "a", "b"], [False, True, False], one_way)
-    assert majority_correct(["c", "b", "a"], [False, True, False], one_way)
-    assert not majority_correct([], [], one_way)
-
-
-def test_an_unknown_majority_rule_is_refused():
-    with pytest.raises(ValueError, match="'plurality' is not 'string'"):
-        majority_correct(["1"], [True], same, "plurality")
-
-
 # ---------------------------------------------------------------------------------------------------------- whole runs
 
 
@@ -159,11 +79,18 @@ def test_a_checkpoint_scores_what_its_run_logged_for_the_same_problems_and_seed(
 
 def test_sampling_parameters_left_open_are_those_of_the_run(trained, tmp_path):
     given = Options(data="sums:test", output=tmp_path, samples=1, checkpoint=str(trained), temperature=0.5)
-    filled, of_run = with_defaults(given), load_config(trained / "config.yaml").eval
+    (filled, _), of_run = complete(given), load_config(trained / "config.yaml").eval
     assert (filled.temperature, filled.max_new_tokens) == (0.5, of_run.max_new_tokens)
     assert (filled.top_p, filled.top_k) == (of_run.top_p, of_run.top_k) == (1.0, 0)
-    bare = with_defaults(Options(data="sums:test", output=tmp_path, samples=1, model="builtin:sums"))
+    bare, _ = complete(Options(data="sums:test", output=tmp_path, samples=1, model="builtin:sums"))
     assert (bare.temperature, bare.top_p, bare.top_k, bare.max_new_tokens) == (1.0, 0.95, 0, 1024)
+
+
+def test_a_preset_fills_what_is_left_open_and_brings_its_benchmarks(tmp_path):
+    filled, preset = complete(Options(output=tmp_path, model="builtin:sums", preset="pw-opsd", top_p=0.8))
+    assert (filled.samples, filled.seeds, filled.temperature, filled.top_p) == (12, (0, 1, 2), 1.0, 0.8)
+    assert (filled.max_new_tokens, filled.thinking) == (38912, True)
+    assert filled.benchmarks == preset.benchmarks == ("math500", "aime24", "aime25", "hmmt25_feb")
 
 
 def test_results_have_the_published_names_in_order_and_follow_from_the_generations(undisturbed):

@@ -13,17 +13,9 @@ from tests.golden.__main__ import ADAPTERS, Entry, check, main, read_entries
 from tests.golden.documents import DOCUMENTS, importance_tables
 
 GOLDEN = Path(__file__).parent / "golden"
-# Documents of evaluation, which other tests read.
-NO_CHECKER = {
-    "a": {"eval_aggregation", "rollout_alignment"},
-    "b": {
-        "mopd_analysis_metrics",
-        "passk_table",
-        "validation_metrics_mopd",
-        "validation_metrics_rlcsd",
-    },
-}
-EQUAL = {"a": 56, "b": 94}
+# Documents that other tests read.
+NO_CHECKER = {"a": {"rollout_alignment"}, "b": {"mopd_analysis_metrics"}}
+EQUAL = {"a": 57, "b": 97}
 INFORMATIONAL = {"a": {"opsd_bf16_logits_beta0_clip005", "opsd_bf16_logits_beta05"}, "b": set()}
 
 CASES = [(folder, entry) for folder in ("a", "b") for entry in read_entries(GOLDEN / folder)]
@@ -81,6 +73,22 @@ def test_wrong_advantages_have_a_fault():
     document = json.loads((GOLDEN / "a" / "grpo_advantages.json").read_text())
     document["cases"][1]["advantages"][0] += 1e-4
     assert len(DOCUMENTS["grpo_advantages"](document)) == 1
+
+
+@pytest.mark.parametrize("flag", ["correct", "formatted"])
+def test_a_sample_that_was_graded_otherwise_has_faults(flag):
+    document = json.loads((GOLDEN / "a" / "eval_aggregation.json").read_text())
+    flags = document["runs"]["opsd_eval_n4"]["per_problem"][0][flag]
+    flags[0] = not flags[0]
+    faults = DOCUMENTS["eval_aggregation"](document)
+    assert faults and all("opsd_eval_n4" in fault for fault in faults)
+
+
+def test_a_bootstrap_of_another_seed_has_faults(monkeypatch):
+    document = json.loads((GOLDEN / "b" / "validation_metrics_rlcsd.json").read_text())
+    monkeypatch.setattr("eval.metrics.BOOTSTRAP_SEED", 43)
+    faults = DOCUMENTS["validation_metrics_rlcsd"](document | {"bootstrap": {"n": 1000, "seed": 43, "replace": True}})
+    assert {fault.split("@")[0] for fault in faults} == {"best", "worst"}
 
 
 @pytest.mark.parametrize(

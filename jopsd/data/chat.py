@@ -53,9 +53,15 @@ def render_text(
 def render(
     tokenizer: Any, messages: Sequence[Message], thinking: bool | None, prefill: str = "", close_think: bool = False
 ) -> list[int]:
-    """Token ids of render_text. The template writes the special tokens, so none are added (no second BOS)."""
+    """Token ids of render_text. The template writes the special tokens, so none are added (no second BOS).
+
+    Raises ValueError for a text with characters that the tokenizer does not have.
+    """
     text = render_text(tokenizer, messages, thinking, prefill, close_think)
-    return list(tokenizer.encode(text, add_special_tokens=False))
+    try:
+        return list(tokenizer.encode(text, add_special_tokens=False))
+    except Exception as error:  # the tokenizers library raises no other
+        raise ValueError(f"the tokenizer cannot encode the prompt {text[:200]!r}: {error}") from None
 
 
 def template_honours_thinking(tokenizer: Any) -> bool:

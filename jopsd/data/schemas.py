@@ -43,6 +43,12 @@ _DAPO = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer:",
     'Remember to put your answer on its own line after "Answer:"',
 )
+# Ours, after the form that SDPO's rows of SciKnowEval ask for: reasoning and the letter between tags.
+CHOOSE = (
+    "You are asked a question with {count} options, one of which is right. Answer in this form:\n<reasoning>\n...\n"
+    "</reasoning>\n<answer>\n...\n</answer>\n\nBetween the answer tags put the letter of the right option "
+    "({letters}) and nothing else. If that were {first}, you would write:\n<answer>\n{first}\n</answer>"
+)
 
 
 class Layout(NamedTuple):
@@ -107,6 +113,29 @@ def sdpo(row: Row) -> dict[str, Any]:
     return program(row.get("tests")) if verifier == "code" else {"verifier": verifier, "tests": None}
 
 
+def sciknoweval(row: Row) -> dict[str, Any]:
+    """A row of SciKnowEval as its authors publish it. No verifier here grades the kinds without choices.
+
+    Raises ValueError for choices that are not as many letters as texts, or a key that is none of the letters.
+    """
+    details = row["details"]
+    extra = {"type": row["type"], "domain": row["domain"]}
+    extra |= {name: details.get(name) for name in ("level", "task", "subtask")}
+    if not str(row["type"]).startswith("mcq"):
+        return {"verifier": None, "answer": row.get("answer"), "extra": extra}
+    letters, texts = list(row["choices"]["label"]), list(row["choices"]["text"])
+    if len(letters) != len(texts) or row["answerKey"] not in letters:
+        raise ValueError(f"{len(texts)} choices with the letters {letters}, and the key {row['answerKey']!r}")
+    options = "\n".join(f"{letter}: {text}" for letter, text in zip(letters, texts, strict=True))
+    listed = f"{', '.join(letters[:-1])} or {letters[-1]}"
+    return {
+        "verifier": "choice",
+        "system": CHOOSE.format(count=len(letters), letters=listed, first=letters[0]),
+        "problem": f"{row['question']}\n\n{options}\nPlease reason step by step.",
+        "extra": extra,
+    }
+
+
 def program(tests: Any) -> dict[str, Any]:
     """A row whose completions are programs: its tests, as text, stand in place of an answer."""
     return {"verifier": "code", "answer": None, "tests": json.dumps(tests) if isinstance(tests, Mapping) else tests}
@@ -156,6 +185,12 @@ LAYOUTS = (
         lambda row: "test_list" in row,
     ),
     Layout("sdpo", {"problem": "prompt", "answer": "answer"}, sdpo, lambda row: "kind" in row and "dataset" in row),
+    Layout(
+        "sciknoweval",
+        {"problem": "question", "answer": "answerKey"},
+        sciknoweval,
+        lambda row: "domain" in row and "choices" in row and isinstance(row.get("details"), Mapping),
+    ),
     Layout("logic_rl", {"problem": "quiz", "answer": "solution_text"}, logic_rl),
     Layout("dapo", {"problem": "prompt"}, dapo, lambda row: "reward_model" in row and _unwrapped(row) is not None),
     Layout("verl", {}, verl, lambda row: "reward_model" in row),

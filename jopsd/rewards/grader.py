@@ -131,15 +131,17 @@ class Grader:
         self.close()
 
 
-def make_grader(reward: "Reward", problems: "Iterable[Problem]" = ()) -> Grader:
+def make_grader(reward: "Reward", problems: "Iterable[Problem]" = (), runs_programs: bool = True) -> Grader:
     """The grader of a `reward` section; for `auto`, with the verifiers that `problems` name.
+
+    runs_programs: False for one that only compares predictions (`same`), which needs no sandbox.
 
     Raises SandboxError where programs are to be run and this host cannot keep them in.
     """
     names = {problem.verifier for problem in problems} & set(VERIFIERS) if reward.name == AUTO else {reward.name}
     markers: dict[str, Marker] = {}
     notes = []
-    if "code" in names:
+    if "code" in names and runs_programs:
         options = Options(reward.code.score, reward.code.feedback, True, reward.code.budget, reward.code.memory_mb)
         markers["code"] = pool = CodePool(reward.workers, options, reward.unsafe)
         notes.append(pool.note)
