@@ -117,7 +117,7 @@ def _check(options: Options) -> None:
         raise ValueError(f"--server ADDRESS and --backend {' or '.join(SERVERS)} go together")
     if options.server is not None and (options.checkpoint is not None or options.checkpoints is not None):
         raise ValueError(
-            "a --server answers with the weights that it serves: leave --checkpoint out, and give --model for the tokenizer"
+            "a --server answers with the weights it serves: leave --checkpoint out, and give --model for the tokenizer"
         )
     if len(set(options.seeds)) != len(options.seeds):
         raise ValueError(f"--seed has one twice: {' '.join(map(str, options.seeds))}")

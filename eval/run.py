@@ -240,7 +240,7 @@ def header(subjects: Sequence[Subject], task: Task, job: Job, tokenizer, window:
     if window is not None and max(lengths) + most > window:
         cut = sum(length + most > window for length in lengths)
         notes.append(
-            f"the context of {window} tokens leaves less than {most} new ones after {cut} of the prompts: they end there"
+            f"the context of {window} tokens leaves less than {most} new ones after {cut} prompts: answers end there"
         )
         notes += [
             f"problem {item.problem.id!r}: its prompt of {length} tokens leaves no room in the context; its samples "

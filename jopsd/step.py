@@ -198,7 +198,7 @@ def stochastic_bfloat16(x: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
 
 
-def _hidden(policy: Policy, view, length: int) -> jax.Array:
+def completion_hidden(policy: Policy, view, length: int) -> jax.Array:
     """Hidden states [B,T,D] that predict the completion: the column before it, up to its last but one."""
     h = policy.model.hidden(view.tokens, segments=view.segments, adapter=policy.adapter)
     start = view.tokens.shape[1] - length - 1
@@ -211,7 +211,7 @@ def _read(readers: dict[str, Reader], name: str, view, length: int) -> tuple[dic
     for label, reader in readers.items():
         key = f"{name}:{label}" if label else name
         policies = jax.lax.stop_gradient(reader.policies)
-        states = [_hidden(policy, view, length) for policy in policies]
+        states = [completion_hidden(policy, view, length) for policy in policies]
         states = [
             h if share == 1 else (h * share).astype(h.dtype) for h, share in zip(states, reader.shares, strict=True)
         ]
@@ -242,7 +242,7 @@ def _value(options: StepOptions, mesh, trainable, *, teacher, models: Models, ba
     labels = options.teacher.labels
     return fused_loss(
         _Routed(options.method.value, labels) if labels else options.method.value,
-        _hidden(policy, batch.views["student"], length),
+        completion_hidden(policy, batch.views["student"], length),
         teacher_hidden,
         {"student": head, **heads},
         batch.targets,
@@ -273,7 +273,7 @@ def _weigh(options: StepOptions, mesh, trainable, teacher, models: Models, batch
 def _student_score(options: StepOptions, mesh, trainable, models: Models, rows: TrainBatch, kinds=None):
     """{"student.<kind>": [B,T]} of the current policy; its log-probabilities [B,T] alone if `kinds` is None."""
     policy = student_policy(trainable, models.base)
-    hidden = _hidden(policy, rows.views["student"], rows.targets.shape[1])
+    hidden = completion_hidden(policy, rows.views["student"], rows.targets.shape[1])
     names = tuple(f"student.{kind}" for kind in kinds or ("logprob",))
     scores = _statistics(options, mesh, names, {"student": hidden}, {"student": policy.model.head}, rows)
     return scores if kinds else scores["student.logprob"]
