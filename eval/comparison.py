@@ -93,15 +93,17 @@ def compare(
     if baseline is not None:
         base = find_baseline(rows, baseline)
         differences = [d for table in tables for d in differences_from(base, rows, table, common)]
+    references = published(rows) if papers else []
+    silent = [] if references or not papers else ["Published: no number of these models on these benchmarks."]
     return Comparison(
         rows,
         tables,
         differences,
         best_steps(rows, tables),
-        published(rows) if papers else [],
+        references,
         list(unfinished),
         shared,
-        [*dict.fromkeys(note for table in tables for note in table.notes), *notes],
+        [*dict.fromkeys(note for table in tables for note in table.notes), *notes, *silent],
     )
 
 
@@ -185,11 +187,11 @@ def best_steps(rows: Sequence[Row], tables: Sequence[Table]) -> list[Best]:
 
 
 def published(rows: Sequence[Row]) -> list[Published]:
-    """What papers report of the rows' models on their benchmarks, whatever their N, and their averages."""
+    """What papers report of the rows' models, or of what their labels name, whatever their N, and averages."""
     from eval.paper_tables import references
 
     found: dict[tuple, Published] = {}
-    for model in dict.fromkeys(row.model for row in rows):
+    for model in dict.fromkeys(name for row in rows for name in (row.model, row.run)):
         for column in [*columns_of(rows), AVERAGE]:
             for ref in references(model, column):
                 name = f"{AVERAGE} ({ref.level})" if column == AVERAGE and ref.level else column

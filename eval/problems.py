@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eval import parts
 from eval.benchmarks import Part
@@ -103,7 +104,7 @@ def _part_task(part: Part, options: Options) -> Task:
         part.name,
         part.path or part.benchmark.source,
         reward_of(options, part.benchmark.reward),
-        tuple(problems),
+        _distinct(problems),
         parts.header(part),
         tuple(parts.row_fields(part, problem) for problem in problems),
         part.language,
@@ -134,6 +135,17 @@ def _source_task(options: Options) -> Task:
     return own_task(options.data, reward, problems)
 
 
+def _distinct(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """With an id of its own for each: those that come again are numbered, as in `83#2`."""
+    seen: Counter[str] = Counter()
+    made = []
+    for problem in problems:
+        seen[problem.id] += 1
+        again = seen[problem.id]
+        made.append(problem if again == 1 else replace(problem, id=f"{problem.id}#{again}"))
+    return tuple(made)
+
+
 def own_task(source: str, reward: str, problems: Sequence[Problem]) -> Task:
     """The task of problems that are no benchmark's."""
     languages = {problem.language for problem in problems}
@@ -141,7 +153,7 @@ def own_task(source: str, reward: str, problems: Sequence[Problem]) -> Task:
         None,
         source,
         reward,
-        tuple(problems),
+        _distinct(problems),
         {"dataset": source},
         ({},) * len(problems),
         language=languages.pop() if len(languages) == 1 else None,

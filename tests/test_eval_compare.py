@@ -611,7 +611,7 @@ def test_published_numbers_stand_apart_with_their_source(tmp_path):
     text = told(tmp_path, "--papers")
     assert "Published" in text and known[0].source in text and f"{known[0].value:.2f}" in text
     write(tmp_path, BASE, model="models/a-model-of-nobody")
-    assert "Published" not in told(tmp_path, "--papers")
+    assert "Published: no number of these models" in told(tmp_path, "--papers")
 
 
 # ------------------------------------------------------------------------------------------------------------ sweeps

@@ -271,3 +271,16 @@ def test_samples_of_a_server_are_those_of_this_process(evaluated, tmp_path):
         running.stop(grace=1.0).wait()
     texts = lambda folder: [g["full_generation"] for r in read(folder)["results"] for g in r["generations"]]  # noqa: E731
     assert texts(found) == texts(folders[1])
+
+
+def test_problems_that_share_an_id_are_told_apart(tmp_path):
+    same_id = {"id": 7, "url": ""}
+    rows = [{**same_id, "question": f"1{i}+2+3+4", "answer": 19.0 + i} for i in range(3)]
+    made = [{"question": row["question"], "responses": [f"\\boxed{{{row['answer']}}}"]} for row in rows]
+    data = write_rows(tmp_path / "rows.jsonl", *rows)
+    answers = write_rows(tmp_path / "made.jsonl", *made)
+    (folder,) = run(Options(output=tmp_path / "o", generations=answers, benchmarks=(f"amc_aimo={data}",)), QUIET)
+    found = read(folder)
+    assert [r["problem_id"] for r in found["results"]] == ["7", "7#2", "7#3"]
+    assert found["average_at_n"] == 3
+    assert main(["compare", f"a={folder}", f"b={folder / RESULTS}", "--baseline", "a"]) == 0
