@@ -4,6 +4,7 @@ settings.json       everything that decides what is drawn; continuing with anyth
 problems.jsonl      one JSON object per problem: what a report needs of it, so that the folder can be read alone
 generations.jsonl   one JSON object per sample, in the order in which they finished
 results.json        the report, once all samples are there
+server.json         of `jopsd.serve`: what it served
 """
 
 import fcntl
@@ -11,11 +12,12 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jopsd.tracking import replace_text
 
 SETTINGS, PROBLEMS, GENERATIONS, RESULTS = "settings.json", "problems.jsonl", "generations.jsonl", "results.json"
+SERVER = "server.json"
 
 
 class Record(NamedTuple):
@@ -103,6 +105,22 @@ def claim(folder: Path, settings: Mapping) -> None:
             f"{folder} holds an evaluation with another {key}: {old.get(key)!r} then, {settings.get(key)!r} now{more}; "
             f"use another --output, or delete {folder}"
         )
+
+
+def claim_server(folder: Path, description: Any) -> None:
+    """Notes which weights a server draws from, by its `Description`; None is no server, or one that does not say.
+
+    Raises ValueError where earlier samples were drawn from others.
+    """
+    if description is None:
+        return
+    path, now = folder / SERVER, description._asdict()
+    if path.exists() and (old := read_json(path))["fingerprint"] != now["fingerprint"]:
+        raise ValueError(
+            f"{folder} holds samples of other weights ({old['model']}) than the server serves now ({now['model']}); "
+            "serve those again, or use another --output"
+        )
+    write_json(path, now)
 
 
 def write_json(path: Path, value) -> None:

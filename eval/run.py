@@ -14,7 +14,7 @@ from eval.options import Options, complete
 from eval.presets import Preset
 from eval.problems import Task, digest, find_tasks, items_of, kept
 from eval.progress import Say, say_to_stderr, show_progress
-from eval.records import RESULTS, Record, open_records, write_json
+from eval.records import RESULTS, Record, claim_server, open_records, write_json
 from eval.report import results
 from eval.subject import Samplers, Subject, find_subjects, window_of
 from jopsd.data.chat import require_chat_template, template_honours_thinking
@@ -177,7 +177,9 @@ def evaluate(
             if len(records) > sum(len(missing[row]) for row in too_long):
                 say(f"{job.folder} has {len(records)} samples; the others are drawn now")
             with show_progress(records, len(job.items) * options.samples, say) as advance:
-                for index, rollout in draw_rollouts(sampler(), requests, job.items, tokenizer, grader.submit):
+                source = sampler()
+                claim_server(job.folder, getattr(source, "description", None))
+                for index, rollout in draw_rollouts(source, requests, job.items, tokenizer, grader.submit):
                     record = record_of(rollout, index)
                     add(record)
                     advance(record)

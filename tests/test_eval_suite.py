@@ -284,3 +284,15 @@ def test_problems_that_share_an_id_are_told_apart(tmp_path):
     assert [r["problem_id"] for r in found["results"]] == ["7", "7#2", "7#3"]
     assert found["average_at_n"] == 3
     assert main(["compare", f"a={folder}", f"b={folder / RESULTS}", "--baseline", "a"]) == 0
+
+
+def test_samples_of_two_servers_with_other_weights_are_not_mixed(tmp_path):
+    from eval.records import claim_server
+    from jopsd.sampling.wire import Description
+
+    first = Description("a", 128, 64, 4, 8, 0, "one")
+    for again in range(2):
+        claim_server(tmp_path, first._replace(slots=4 + again))
+    with pytest.raises(ValueError, match=r"other weights \(a\) than the server serves now \(b\)"):
+        claim_server(tmp_path, first._replace(model="b", fingerprint="two"))
+    claim_server(tmp_path / "none", None)
