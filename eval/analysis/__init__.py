@@ -4,5 +4,9 @@ An analysis is a module with `add_arguments(parser)` and `run(args) -> None`, an
 """
 
 ANALYSES = {
+    "diversity": "eval.analysis.diversity",
+    "entropy": "eval.analysis.entropy",
+    "position": "eval.analysis.position",
+    "style": "eval.analysis.style",
     "teacher-signal": "eval.analysis.signal",
 }

@@ -11,15 +11,18 @@ from jopsd.tracking import replace_text
 Row = Mapping[str, object]
 
 
-def write_tables(folder: Path, rows: Sequence[Row], summary: Mapping) -> str:
-    """Writes the rows (all with the same keys) as csv and Markdown, and the summary. Returns the Markdown."""
+def write_tables(folder: Path, rows: Sequence[Row], summary: Mapping, note: str | None = None) -> str:
+    """Writes the rows (all with the same keys) as csv and Markdown, and the summary. Returns the Markdown.
+
+    note: what stands below the table.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     columns = list(rows[0])
     with open(folder / "table.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    text = markdown(rows)
+    text = markdown(rows) + (f"\n\n{note}" if note else "")
     replace_text(folder / "table.md", text + "\n")
     write_json(folder / "summary.json", dict(summary))
     return text
@@ -37,7 +40,7 @@ def markdown(rows: Sequence[Row]) -> str:
 def cell(value: object) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @contextmanager

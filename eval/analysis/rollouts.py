@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.records import GENERATIONS, read_folder
+from eval.records import GENERATIONS, PROBLEMS, SETTINGS, read_folder
+from jopsd.rewards.boxed import last_boxed
 
 
 class Saved(NamedTuple):
@@ -43,9 +44,12 @@ def read_rollouts(path: str | Path) -> list[Saved]:
     path = Path(path)
     if path.name == GENERATIONS:
         path = path.parent
-    if (path / GENERATIONS).is_file():
-        return _evaluation(path)
-    folder = path / "samples" if (path / "samples").is_dir() else path
+    folder = path / "samples"
+    if not folder.is_dir():
+        found = sorted(own.parent for own in path.rglob(SETTINGS) if (own.parent / GENERATIONS).is_file())
+        if found:
+            return [saved for own in found for saved in _evaluation(own, own.relative_to(path).as_posix())]
+        folder = path
     files = [path] if path.is_file() else sorted(folder.glob("*.jsonl"))
     if not files:
         raise FileNotFoundError(
@@ -61,22 +65,27 @@ def prompt_id_of(text: str) -> str:
     return hashlib.sha1(text.encode()).hexdigest()[:16]
 
 
-def _evaluation(folder: Path) -> list[Saved]:
-    _, problems, records = read_folder(folder)
+def _evaluation(folder: Path, name: str) -> list[Saved]:
+    """name: of the folder within what is read, "." for itself; seeds share prompts and have rollouts of their own."""
+    settings, problems, records = read_folder(folder)
     saved = []
     for (row, sample), record in sorted(records.items()):
+        if record.finish == "prompt_too_long":  # nothing was drawn
+            continue
+        if row >= len(problems):
+            raise ValueError(f"{folder / GENERATIONS} has a sample of row {row}, which {PROBLEMS} beside it has not")
         problem = problems[row]
         prompts = {"student": problem["prompt"]} if problem["prompt"] is not None else {}
         saved.append(
             Saved(
                 prompt_id=prompt_id_of(f"{row}\n{problem['problem']}"),
-                rollout_id=f"{row}_{sample}",
+                rollout_id=f"{row}_{sample}" if name == "." else f"{name}/{row}_{sample}",
                 problem=problem["problem"],
                 text=record.completion,
                 reward=float(record.correct),
                 prediction=record.prediction,
                 finish=record.finish,
-                step=None,
+                step=settings.get("step"),
                 prompts=prompts,
                 answer=problem["ground_truth"],
                 source=f"{folder / GENERATIONS}, row {row}, sample {sample}",
@@ -100,8 +109,25 @@ def _file(path: Path, seen: Counter[str]) -> list[Saved]:
                 f"{path}, line {number} is no rollout: it needs "
                 + ", or ".join(" and ".join(sorted(marks)) for marks, _ in FORMS)
             )
-        saved.append(_named(read(row)._replace(source=f"{path}, line {number}"), seen))
+        source = f"{path}, line {number}"
+        _check_texts(row, source)
+        saved.append(_named(_checked(read(row)._replace(source=source)), seen))
     return saved
+
+
+def _check_texts(row: Mapping[str, Any], source: str) -> None:
+    """Raises ValueError for a column of text that holds something else."""
+    for name in TEXTS & row.keys():
+        if not isinstance(row[name], str):
+            raise ValueError(f"{source}: its {name} is {row[name]!r}; write the file again, or delete the line")
+
+
+def _checked(rollout: Saved) -> Saved:
+    """Raises ValueError for what is not a number or a mapping, before an analysis trips over it."""
+    for name, kinds in (("reward", int | float | None), ("prompts", Mapping)):
+        if not isinstance(value := getattr(rollout, name), kinds):
+            raise ValueError(f"{rollout.source}: its {name} is {value!r}; write the file again, or delete the line")
+    return rollout._replace(reward=None if rollout.reward is None else float(rollout.reward))
 
 
 def _named(rollout: Saved, seen: Counter[str]) -> Saved:
@@ -138,7 +164,7 @@ def _mopd(row: Mapping[str, Any]) -> Saved:
         problem=row["prompt"],
         text=row["response_text"],
         reward=row.get("reward"),
-        prediction=row.get("pred"),
+        prediction=_text(row.get("pred")),
         finish=None,
         step=row.get("rollout_step"),
         prompts={"student": row["prompt"]},
@@ -149,22 +175,27 @@ def _mopd(row: Mapping[str, Any]) -> Saved:
 
 def _verl(row: Mapping[str, Any]) -> Saved:
     """A line of verl's rollout dumps."""
-    gold = row.get("gts")
     return Saved(
         prompt_id=prompt_id_of(row["input"]),
         rollout_id="",
         problem=row["input"],
         text=row["output"],
         reward=row.get("score"),
-        prediction=row.get("pred"),
+        prediction=_text(row["pred"]) if "pred" in row else last_boxed(row["output"]),
         finish=None,
         step=row.get("step"),
         prompts={"student": row["input"]},
-        answer=None if gold is None else str(gold),
+        answer=_text(row.get("gts")),
         feedback=row.get("feedback") or None,
     )
 
 
+def _text(value: Any) -> str | None:
+    """An answer as text; an empty one is none."""
+    return None if value is None or value == "" else str(value)
+
+
+TEXTS = {"problem", "completion", "prompt", "response_text", "input", "output"}
 FORMS = (
     ({"problem", "completion", "prompts"}, _ours),
     ({"prompt_id", "response_id", "prompt", "response_text"}, _mopd),

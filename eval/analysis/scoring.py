@@ -67,16 +67,22 @@ def load_scorer(model: str | None, checkpoint: str | None, batch: int = 8) -> Sc
     base = policy
     if policy.adapter is not None:
         base = Policy(policy.model, None)
-    elif subject.run_dir is not None:
+    elif subject.step:
         _, base = load_policy(replace(subject, step=0), mesh)
     return Scorer(tokenizer, eos_ids(subject.directory, tokenizer)[0], policy, base, batch, mesh)
 
 
 def pair_of(scorer: Scorer, prompt: str, rollout: Saved) -> Pair:
-    """Ids of a rendered prompt and of a rollout's completion; text that was saved has lost its stop token."""
+    """Ids of a rendered prompt and of a rollout's completion; text that was saved has lost its stop token.
+
+    Raises ValueError for text with characters that the tokenizer does not have.
+    """
     encode = partial(scorer.tokenizer.encode, add_special_tokens=False)
     stop = [scorer.stop_id] if rollout.finish == "eos" else []
-    return encode(prompt), [*encode(rollout.text), *stop]
+    try:
+        return encode(prompt), [*encode(rollout.text), *stop]
+    except Exception as error:  # the tokenizers library raises no other
+        raise ValueError(f"{rollout.source}: the tokenizer cannot encode it: {error}") from None
 
 
 def score(
