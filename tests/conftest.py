@@ -1,6 +1,9 @@
 """Fixtures shared by all tests: eight virtual CPU devices, and the optional folder of real rows."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Read by XLA when the CPU backend starts, so it must be set before anything imports jax. Tests compile much and compute
@@ -11,6 +14,11 @@ os.environ.setdefault(
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Many tests compile the same programs, in this process, in the other one and in those that they start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled = tempfile.mkdtemp(prefix="jopsd-tests-")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
 
 import pytest
 

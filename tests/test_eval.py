@@ -14,7 +14,8 @@ import pytest
 from eval.__main__ import main
 from eval.options import Options, complete
 from eval.report import NO_ANSWER
-from jopsd.config import load_config
+from eval.subject import find_subjects
+from jopsd.config import ConfigError, load_config
 from jopsd.sampling import Request, SamplingParams
 
 REPO = Path(__file__).resolve().parent.parent
@@ -91,6 +92,15 @@ def test_a_preset_fills_what_is_left_open_and_brings_its_benchmarks(tmp_path):
     assert (filled.samples, filled.seeds, filled.temperature, filled.top_p) == (12, (0, 1, 2), 1.0, 0.8)
     assert (filled.max_new_tokens, filled.thinking) == (38912, True)
     assert filled.benchmarks == preset.benchmarks == ("math500", "aime24", "aime25", "hmmt25_feb")
+
+
+def test_a_sweep_is_the_base_and_the_checkpoints_and_a_run_is_read_as_it_reads(trained, tmp_path):
+    options, _ = complete(Options(output=tmp_path, data="sums:test", samples=1, checkpoints=trained, every=5))
+    subjects = find_subjects(options)
+    assert [subject.step for subject in subjects] == [0, 2]
+    assert {subject.context.student_template for subject in subjects} == {"Problem: {problem}"}
+    with pytest.raises(ConfigError, match="config.yaml does not exist"):
+        find_subjects(Options(output=tmp_path, data="sums:test", samples=1, checkpoints=tmp_path / "none"))
 
 
 def test_results_have_the_published_names_in_order_and_follow_from_the_generations(undisturbed):

@@ -220,6 +220,7 @@ def test_a_tiny_model_goes_through_every_benchmark(tmp_path, capsys):
     assert "prompt" in read(output / "polymath-sw-low" / "seed_0")["results"][0]
 
 
+@pytest.mark.slow
 def test_a_sweep_evaluates_the_base_and_the_checkpoints_of_a_run(tmp_path, capsys):
     config = write_config(tmp_path, "run", train={"steps": 3, "batch_size": 8}, eval={"every": 3})
     from jopsd.config import load_config
