@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from eval import language
 from eval.generations import graded, read_generations
@@ -21,9 +22,11 @@ from jopsd.data.chat import require_chat_template, template_honours_thinking
 from jopsd.models.tokenizer import eos_ids, load_tokenizer
 from jopsd.prompts import Item
 from jopsd.rewards.grader import Grader, make_grader
+from jopsd.rewards.sandbox import SandboxError
 from jopsd.rollouts import Rollout, draw_rollouts, request_seed
 from jopsd.sampling import Request, Sampler, SamplingParams
 from jopsd.schema import Reward
+from jopsd.setup import source_dir
 
 NO_ROOM = "prompt_too_long"
 
@@ -37,6 +40,22 @@ class Job:
     items: tuple[Item, ...]
     folder: Path
     settings: Mapping
+
+
+class Drawing(NamedTuple):
+    """How answers are drawn. window: tokens that prompt and answer may have together; None is no limit."""
+
+    params: SamplingParams
+    window: int | None
+
+    def room(self, item: Item) -> int:
+        """Tokens that an answer may have: as asked for, or what the context leaves, which may be none."""
+        most = self.params.max_new_tokens
+        return most if self.window is None else min(most, self.window - len(item.prompts["student"]))
+
+    def length(self, item: Item) -> int:
+        """Tokens of prompt and longest answer; 0 of a prompt that leaves no room, which is not asked."""
+        return len(item.prompts["student"]) + self.room(item) if self.room(item) > 0 else 0
 
 
 def run(options: Options, say: Say = say_to_stderr) -> list[Path]:
@@ -56,13 +75,15 @@ def run(options: Options, say: Say = say_to_stderr) -> list[Path]:
     tokenizer = load_tokenizer(subjects[0].directory)
     require_chat_template(tokenizer)
     stop_ids = eos_ids(subjects[0].directory, tokenizer)
-    window = window_of(subjects[0], options)
     jobs = make_jobs(options, preset, subjects, tasks, tokenizer)
-    params = SamplingParams(options.max_new_tokens, options.temperature, options.top_p, options.top_k, stop_ids)
-    longest = max(_length(item, params, window) for job in jobs for item in job.items)
+    drawing = Drawing(
+        SamplingParams(options.max_new_tokens, options.temperature, options.top_p, options.top_k, stop_ids),
+        window_of(subjects[0], options),
+    )
+    longest = max(1, *(drawing.length(item) for job in jobs for item in job.items))
     most = max(len(job.items) for job in jobs) * options.samples
     for task in tasks:
-        say(header(subjects, task, next(job for job in jobs if job.task is task), tokenizer, window))
+        say(header(subjects, task, next(job for job in jobs if job.task is task), tokenizer, drawing.window))
     with ExitStack() as stack:
         graders = make_graders(tasks, options, stack, say)
         samplers = stack.enter_context(closing(Samplers(options, most, longest, len(stop_ids))))
@@ -70,7 +91,7 @@ def run(options: Options, say: Say = say_to_stderr) -> list[Path]:
             if len(jobs) > 1:
                 say(f"{job.folder.relative_to(options.output)}:")
             sampler = lambda: samplers.of(job.subject)  # noqa: B023, E731 (called at once)
-            evaluate(job, options, params, window, sampler, graders[job.task.reward], tokenizer, say)
+            evaluate(job, drawing, sampler, graders[job.task.reward], tokenizer, say)
     return [job.folder for job in jobs]
 
 
@@ -136,56 +157,61 @@ def describe(
 
 
 def make_graders(tasks: Sequence[Task], options: Options, stack: ExitStack, say: Say) -> dict[str, Grader]:
-    """One grader per verifier, entered into `stack`. Raises SandboxError where programs cannot be run."""
+    """One grader per verifier, entered into `stack`. Raises ValueError where programs cannot be run."""
     graders: dict[str, Grader] = {}
     for reward in dict.fromkeys(task.reward for task in tasks):
         problems = [problem for task in tasks if task.reward == reward for problem in task.problems]
-        grader = make_grader(Reward(name=reward, unsafe=options.unsafe), problems)
+        try:
+            grader = make_grader(Reward(name=reward, unsafe=options.unsafe), problems)
+        except SandboxError as error:
+            names = ", ".join(task.name or task.source for task in tasks if task.reward == reward)
+            raise ValueError(
+                f"{names} runs programs that a model writes: {error}; run it where the kernel offers more "
+                "(docs/rewards.md says what), or, on a machine that you can lose, with --unsafe"
+            ) from None
         graders[reward] = stack.enter_context(grader)
         for note in grader.notes:
             say(note)
     return graders
 
 
-def evaluate(
-    job: Job,
-    options: Options,
-    params: SamplingParams,
-    window: int | None,
-    sampler: Callable[[], Sampler],
-    grader: Grader,
-    tokenizer,
-    say: Say,
-) -> None:
+def evaluate(job: Job, drawing: Drawing, sampler: Callable[[], Sampler], grader: Grader, tokenizer, say: Say) -> None:
     """Draws and grades what the job's folder lacks, and writes its results.json. sampler: made where it is needed."""
-    problems = kept(job.task, job.items, tokenizer)
+    problems, samples = kept(job.task, job.items, tokenizer), job.settings["samples"]
     with open_records(job.folder, job.settings, problems) as (records, add):
-        missing = _missing(records, len(job.items), options.samples)
-        requests, too_long = [], []
-        for row, indices in missing.items():
-            room = _room(job.items[row], params, window)
-            if room < 1:
-                too_long.append(row)
-                continue
-            own = replace(params, max_new_tokens=room)
-            prompt, seed = tuple(job.items[row].prompts["student"]), request_seed(job.settings["seed"], row)
-            requests.append(Request(prompt, options.samples, seed, own, id=row, indices=indices))
-        for row in too_long:
-            for record in no_room(row, job.items[row], missing[row]):
+        missing = _missing(records, len(job.items), samples)
+        if records and missing:
+            say(f"{job.folder} has {len(records)} samples; the others are made now")
+        for row in [row for row in missing if drawing.room(job.items[row]) < 1]:
+            for record in no_room(row, job.items[row], missing.pop(row)):
                 add(record)
-        if requests:
-            if len(records) > sum(len(missing[row]) for row in too_long):
-                say(f"{job.folder} has {len(records)} samples; the others are drawn now")
-            with show_progress(records, len(job.items) * options.samples, say) as advance:
+        if missing:
+            with show_progress(records, len(job.items) * samples, say) as advance:
                 source = sampler()
                 claim_server(job.folder, getattr(source, "description", None))
+                requests = make_requests(job, drawing, missing)
                 for index, rollout in draw_rollouts(source, requests, job.items, tokenizer, grader.submit):
                     record = record_of(rollout, index)
                     add(record)
                     advance(record)
-        grouped = [[records[row, i] for i in range(options.samples)] for row in range(len(job.items))]
+        grouped = [[records[row, i] for i in range(samples)] for row in range(len(job.items))]
         summary = results(job.settings, problems, grouped, _same(grader, job.items), language.detector())
     write_json(job.folder / RESULTS, summary)
+
+
+def make_requests(job: Job, drawing: Drawing, missing: Mapping[int, tuple[int, ...]]) -> list[Request]:
+    """One request per problem, for the samples of it that are missing."""
+    return [
+        Request(
+            tuple(job.items[row].prompts["student"]),
+            job.settings["samples"],
+            request_seed(job.settings["seed"], row),
+            replace(drawing.params, max_new_tokens=drawing.room(job.items[row])),
+            id=row,
+            indices=indices,
+        )
+        for row, indices in missing.items()
+    ]
 
 
 def read_and_grade(options: Options, say: Say) -> list[Path]:
@@ -193,7 +219,7 @@ def read_and_grade(options: Options, say: Say) -> list[Path]:
     task, samples, name = read_generations(options)
     tokenizer = None
     if options.model is not None:
-        tokenizer = load_tokenizer(find_subjects(replace(options, backend="grpc", checkpoint=None))[0].directory)
+        tokenizer = load_tokenizer(source_dir(options.model, weights=False))
     items = tuple(Item(problem, {"student": []}) for problem in task.problems)
     n = samples.of_each
     settings = {
@@ -280,16 +306,6 @@ def record_of(rollout: Rollout, index: int) -> Record:
 def no_room(row: int, item: Item, indices: Sequence[int]) -> list[Record]:
     """Records of a prompt that fills the context by itself."""
     return [Record(row, i, item.problem.id, False, False, None, NO_ROOM, 0, "") for i in indices]
-
-
-def _room(item: Item, params: SamplingParams, window: int | None) -> int:
-    """Tokens that a completion may have: as asked for, or what the context leaves."""
-    most = params.max_new_tokens
-    return most if window is None else min(most, window - len(item.prompts["student"]))
-
-
-def _length(item: Item, params: SamplingParams, window: int | None) -> int:
-    return len(item.prompts["student"]) + max(_room(item, params, window), 0)
 
 
 def _missing(records: Mapping, rows: int, samples: int) -> dict[int, tuple[int, ...]]:

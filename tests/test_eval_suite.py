@@ -297,3 +297,14 @@ def test_samples_of_two_servers_with_other_weights_are_not_mixed(tmp_path):
     with pytest.raises(ValueError, match=r"other weights \(a\) than the server serves now \(b\)"):
         claim_server(tmp_path, first._replace(model="b", fingerprint="two"))
     claim_server(tmp_path / "none", None)
+
+
+def test_a_benchmark_of_programs_says_that_it_needs_a_sandbox(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("jopsd.rewards.code_pool.LAYERS", {"rlimits": "limits"})
+    rows = [json.loads(line) for line in (ROWS / "humaneval_plus.jsonl").read_text().splitlines()]
+    made = write_rows(tmp_path / "made.jsonl", *({"task_id": row["task_id"], "completion": "x"} for row in rows))
+    benchmark = ["--benchmark", f"humaneval_plus={ROWS / 'humaneval_plus.jsonl'}"]
+    assert main(["--generations", str(made), *benchmark, "--output", str(tmp_path / "o")]) == 1
+    told = capsys.readouterr().err
+    assert "humaneval_plus runs programs that a model writes: this host cannot keep programs away" in told
+    assert "--unsafe" in told and not (tmp_path / "o").exists()
