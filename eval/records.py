@@ -2,7 +2,7 @@
 
 settings.json       everything that decides what is drawn; continuing with anything else is refused
 problems.jsonl      one JSON object per problem: what a report needs of it, so that the folder can be read alone
-generations.jsonl   one JSON object per sample, in the order in which they finished
+generations.jsonl   one JSON object per sample, in the order in which they finished; at the end by problem and sample
 results.json        the report, once all samples are there
 server.json         of `jopsd.serve`: what it served
 """
@@ -67,11 +67,21 @@ def open_records(folder: Path, settings: Mapping, problems: Sequence[Mapping] = 
         records = _parse(whole, folder / GENERATIONS)
 
         def add(record: Record) -> None:
-            file.write((json.dumps(record._asdict(), ensure_ascii=False) + "\n").encode())
+            file.write(_line(record).encode())
             file.flush()
             records[record.row, record.sample] = record
 
         yield records, add
+
+
+def write_in_order(folder: Path, records: Mapping[tuple[int, int], Record]) -> None:
+    """Replaces the file by one that does not tell the order in which samples finished. records: all, as they stand."""
+    if list(records) != sorted(records):
+        replace_text(folder / GENERATIONS, "".join(_line(records[key]) for key in sorted(records)))
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record._asdict(), ensure_ascii=False) + "\n"
 
 
 def read_folder(folder: Path) -> tuple[dict, list[dict], dict[tuple[int, int], Record]]:

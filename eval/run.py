@@ -15,7 +15,7 @@ from eval.options import Options, complete
 from eval.presets import Preset
 from eval.problems import Task, digest, find_tasks, items_of, kept
 from eval.progress import Say, say_to_stderr, show_progress
-from eval.records import RESULTS, Record, claim_server, open_records, write_json
+from eval.records import RESULTS, Record, claim_server, open_records, write_in_order, write_json
 from eval.report import results
 from eval.subject import Samplers, Subject, find_subjects, window_of
 from jopsd.data.chat import require_chat_template, template_honours_thinking
@@ -194,6 +194,7 @@ def evaluate(job: Job, drawing: Drawing, sampler: Callable[[], Sampler], grader:
                     record = record_of(rollout, index)
                     add(record)
                     advance(record)
+        write_in_order(job.folder, records)
         grouped = [[records[row, i] for i in range(samples)] for row in range(len(job.items))]
         summary = results(job.settings, problems, grouped, _same(grader, job.items), language.detector())
     write_json(job.folder / RESULTS, summary)
@@ -247,6 +248,7 @@ def read_and_grade(options: Options, say: Say) -> list[Path]:
             for record in graded(samples, missing, items, grader, tokenizer):
                 add(record)
                 advance(record)
+        write_in_order(options.output, records)
         grouped = [[records[row, i] for i in range(n)] for row in range(len(items))]
         summary = results(settings, problems, grouped, _same(grader, items), language.detector())
     write_json(options.output / RESULTS, summary)

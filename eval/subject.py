@@ -19,7 +19,7 @@ from jopsd.models.safetensors_files import read_json
 from jopsd.prompts import with_template
 from jopsd.sampling import Policy, Sampler, connect, make_sampler
 from jopsd.schema import Reading
-from jopsd.setup import BUILTIN, restore_policy, source_dir
+from jopsd.setup import BUILTIN, model_config, restore_policy, source_dir
 
 CHUNK = 16  # decode steps between two visits of the host
 KEY = "OPENAI_API_KEY"  # environment variable that a server's key is read from
@@ -85,10 +85,13 @@ def window_of(subject: Subject, options: Options) -> int | None:
 
 
 def load_policy(subject: Subject, mesh: Mesh) -> tuple[ModelConfig, Policy]:
-    """The weights. Nothing is merged or written."""
+    """The weights. Nothing is merged or written. A run's base computes as its checkpoints do."""
     if subject.run_dir is None or subject.step == 0:
-        model_config = read_config(subject.directory)
-        return model_config, Policy(load_pretrained(subject.directory, model_config, mesh), None)
+        cfg = read_config(subject.directory)
+        if subject.run_dir is not None:
+            own = model_config(load_config(subject.run_dir / "config.yaml"), subject.directory)
+            cfg = replace(own, attention="auto")
+        return cfg, Policy(load_pretrained(subject.directory, cfg, mesh), None)
     restored = restore_policy(subject.run_dir, subject.step, str(subject.directory), mesh)
     return restored.model_config, restored.policy
 
@@ -123,15 +126,15 @@ class Samplers:
 
     def _set_weights(self, subject: Subject) -> None:
         mesh = make_mesh()
-        model_config, policy = load_policy(subject, mesh)
-        shape = model_config, jax.tree.structure(policy), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(policy)]
+        cfg, policy = load_policy(subject, mesh)
+        shape = cfg, jax.tree.structure(policy), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(policy)]
         if self._sampler is not None and self._shape == shape:
             self._sampler.update(policy, subject.step)
             return
         self.close()
         self._sampler = make_sampler(
             self._options.backend,
-            model_config,
+            cfg,
             policy,
             slots=self._slots,
             max_length=self._max_length,
