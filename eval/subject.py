@@ -13,7 +13,7 @@ from jopsd.checkpoint import all_steps, find_step, parse_run
 from jopsd.config import load_config
 from jopsd.contexts import ContextConfig, SolutionContext
 from jopsd.mesh import make_mesh
-from jopsd.models.decoder import ModelConfig
+from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.hf import CONFIG, load_pretrained, read_config
 from jopsd.models.safetensors_files import read_json
 from jopsd.prompts import with_template
@@ -84,15 +84,18 @@ def window_of(subject: Subject, options: Options) -> int | None:
     return options.max_length or (int(stated) if stated else None)
 
 
-def load_policy(subject: Subject, mesh: Mesh) -> tuple[ModelConfig, Policy]:
-    """The weights. Nothing is merged or written. A run's base computes as its checkpoints do."""
+def load_policy(subject: Subject, mesh: Mesh, base: Decoder | None = None) -> tuple[ModelConfig, Policy]:
+    """The weights. Nothing is merged or written. A run's base computes as its checkpoints do.
+
+    base: what a run with LoRA started from, where it is loaded already.
+    """
     if subject.run_dir is None or subject.step == 0:
         cfg = read_config(subject.directory)
         if subject.run_dir is not None:
             own = model_config(load_config(subject.run_dir / "config.yaml"), subject.directory)
             cfg = replace(own, attention="auto")
         return cfg, Policy(load_pretrained(subject.directory, cfg, mesh), None)
-    restored = restore_policy(subject.run_dir, subject.step, str(subject.directory), mesh)
+    restored = restore_policy(subject.run_dir, subject.step, str(subject.directory), mesh, base)
     return restored.model_config, restored.policy
 
 
@@ -110,6 +113,7 @@ class Samplers:
         self._max_length = -(-longest // WIDTH) * WIDTH
         self._sampler: Sampler | None = None
         self._shape = self._subject = None
+        self._base: Decoder | None = None
 
     def of(self, subject: Subject) -> Sampler:
         """The sampler that draws from the subject's weights."""
@@ -126,7 +130,9 @@ class Samplers:
 
     def _set_weights(self, subject: Subject) -> None:
         mesh = make_mesh()
-        cfg, policy = load_policy(subject, mesh)
+        cfg, policy = load_policy(subject, mesh, self._base)
+        if subject.run_dir is not None and load_config(subject.run_dir / "config.yaml").lora is not None:
+            self._base = policy.model  # of a sweep, read once
         shape = cfg, jax.tree.structure(policy), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(policy)]
         if self._sampler is not None and self._shape == shape:
             self._sampler.update(policy, subject.step)

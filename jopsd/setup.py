@@ -391,13 +391,18 @@ def step_options(config: Config) -> StepOptions:
 
 
 def restore_policy(
-    run_dir: str | Path, step: int | None = None, model: str | None = None, mesh: Mesh | None = None
+    run_dir: str | Path,
+    step: int | None = None,
+    model: str | None = None,
+    mesh: Mesh | None = None,
+    base: Decoder | None = None,
 ) -> Restored:
     """The policy of a run's checkpoint, without its optimiser.
 
     Args:
       step: default the newest. model: where the initial model lies, if no longer at the config's `model.path`.
       mesh: default all devices on its fsdp axis, whatever mesh the run had.
+      base: of a run with LoRA, the initial model where it is loaded already.
 
     Raises:
       ConfigError: no config.yaml in `run_dir`, one that is not usable, or no initial model.
@@ -412,7 +417,10 @@ def restore_policy(
     mesh = make_mesh() if mesh is None else mesh
     shapes = jax.eval_shape(adapter_maker(config, cfg)) if config.lora else abstract_decoder(cfg)
     trainable = checkpoint.restore_trainable(run_dir, step, sharded_shapes(shapes, mesh))
-    base = load_pretrained(directory, cfg, mesh) if config.lora else None
+    if config.lora is None:
+        base = None
+    elif base is None:
+        base = load_pretrained(directory, cfg, mesh)
     return Restored(config, step, directory, cfg, student_policy(trainable, base))
 
 

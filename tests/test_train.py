@@ -167,6 +167,7 @@ def test_an_int8_sampler_reports_its_gap_and_evaluation_reads_the_exact_weights(
     assert rows(tmp_path / "run")[0] == rows(base)[0], "the first evaluation"
 
 
+@pytest.mark.slow
 def test_micro_batches_change_no_loss(tmp_path, env, base):
     run(write_config(tmp_path, train={"micro_batch_size": 1}), env)
     np.testing.assert_allclose(series(tmp_path / "run", "loss"), series(base, "loss"), rtol=1e-5)

@@ -78,6 +78,7 @@ def test_several_updates_per_batch_of_rollouts_stay_finite_and_start_on_policy(g
     assert max(series(grouped, "sampler_gap")) < 1e-4, "of the first update, where the policy is the sampler's"
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_a_moving_teacher_and_several_updates_ends_in_the_same_bits(tmp_path, env, grouped):
     config = write_config(tmp_path, **GROUPS)
     saved = tmp_path / "run/checkpoints/1"
@@ -86,6 +87,7 @@ def test_a_killed_run_with_a_moving_teacher_and_several_updates_ends_in_the_same
     assert_same_run(grouped, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_snapshot_teacher_is_the_fixed_one_until_it_is_taken(tmp_path, env):
     """With LoRA both start as the initial model; two updates per step, a snapshot after the third."""
     changes = GROUPS | {"method": {"name": "rlsd"}, "context": TINY["context"]}
@@ -120,6 +122,7 @@ OPD = {
 }
 
 
+@pytest.mark.slow
 def test_rows_go_to_the_teacher_of_their_label(tmp_path, env):
     """A row for the base has no advantage under lam 1.25 with the base as reference, whatever the expert says."""
     base = {"data": {"source": labelled(tmp_path / "base.jsonl", ["base"] * 4), "limit": None}}
