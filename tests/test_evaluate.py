@@ -1,9 +1,16 @@
-"""Intervals of the held-out accuracy against scipy, numpy and simulation."""
+"""Held-out accuracy while training: intervals against scipy, numpy and simulation, and what is counted."""
+
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 
-from jopsd.evaluate import clustered_interval, wilson_interval
+from jopsd.data.problem import Problem
+from jopsd.evaluate import clustered_interval, evaluate, wilson_interval
+from jopsd.prompts import Item
+from jopsd.rewards.score import Score
+from jopsd.sampling import Completion, SamplingParams
+from jopsd.trainer import _eval_metrics
 
 # Newcombe, Statistics in Medicine 17 (1998), table I: the score method without continuity correction.
 NEWCOMBE = [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)]
@@ -70,3 +77,37 @@ def test_it_covers_the_truth_about_95_times_in_100_where_samples_of_a_problem_ar
         estimate = clustered_interval((key.random((60, 4)) < difficulty).tolist())
         hits += estimate.low <= 0.5 <= estimate.high
     assert 0.92 < hits / 400 < 0.98
+
+
+class Answers:
+    """A sampler whose n-th sample of a request is the n-th token of its prompt, and whose tokenizer spells digits."""
+
+    def sample(self, requests):
+        for request in reversed(requests):
+            for index in reversed(range(request.n)):
+                ids = np.array([request.prompt_ids[index]], np.int32)
+                yield Completion(request.id, index, request.prompt_ids, ids, np.zeros(1), "eos", 0, False)
+
+    def decode(self, ids, skip_special_tokens):
+        return "".join(map(str, ids))
+
+
+def graded(text: str, problem: Problem) -> Future:
+    future: Future = Future()
+    future.set_result(Score(float(text == problem.answer), text == problem.answer, True, text))
+    return future
+
+
+def test_an_evaluation_while_training_counts_each_source_and_their_plain_mean():
+    rows = [("a/x", (1, 2)), ("a/x", (1, 1)), ("a/x", (2, 2)), ("b", (1, 1))]
+    problems = [Problem(str(i), "?", answer="1", source=source) for i, (source, _) in enumerate(rows)]
+    items = [Item(p, {"student": list(ids)}) for p, (_, ids) in zip(problems, rows, strict=True)]
+    found = evaluate(Answers(), items, SamplingParams(4), 2, 0, Answers(), graded)
+    assert [[r.text for r in own] for own in found.rollouts] == [["1", "2"], ["1", "1"], ["2", "2"], ["1", "1"]]
+    metrics = _eval_metrics(found, 2)
+    assert metrics["accuracy"] == 5 / 8
+    assert metrics["pass_at_2"] == 3 / 4
+    assert (metrics["accuracy/a_x"], metrics["accuracy/b"]) == (1 / 2, 1.0)
+    assert metrics["accuracy_mean_over_sources"] == 3 / 4
+    alone = evaluate(Answers(), items[3:], SamplingParams(4), 1, 0, Answers(), graded)
+    assert set(_eval_metrics(alone, 1)) == {"accuracy", "accuracy_low", "accuracy_high"}
