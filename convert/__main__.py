@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from jopsd.errors import one_line
+
 DTYPES = ("bfloat16", "float16", "float32")
 MODEL_HELP = "Hugging Face model directory, hub id owner/name, or builtin:sums"
 RUN_HELP = "a run's output_dir; without :STEP its newest checkpoint"
@@ -18,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         print("error: interrupted; nothing is left of what was being written", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print("error: " + "; ".join(line.strip() for line in str(error).splitlines() if line.strip()), file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
 
 

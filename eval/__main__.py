@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from jopsd.errors import one_line
 from jopsd.rewards.grader import AUTO, VERIFIERS
 
 EXAMPLES = r"""examples:
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(command(argv[1:] if command is not _evaluate else argv))
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print("error: " + "; ".join(line.strip() for line in str(error).splitlines() if line.strip()), file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; start the same command again to go on from the samples that are saved", file=sys.stderr)

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from eval import language
-from eval.records import GENERATIONS, RESULTS, SETTINGS, read_folder, write_json
-from eval.report import results
+from eval.records import GENERATIONS, SETTINGS, read_folder
+from eval.report import write_results
 from jopsd.data.problem import Problem
 from jopsd.rewards.grader import make_grader
 from jopsd.schema import Reward
@@ -31,12 +30,9 @@ def recompute(root: Path, say: Callable[[str], None]) -> list[Path]:
         if len(records) < expected:
             say(f"{folder} has {len(records)} of {expected} samples: start its evaluation again to complete it")
             continue
-        grouped = [[records[row, i] for i in range(settings["samples"])] for row in range(len(problems))]
-        with make_grader(Reward(name=settings["reward"]), _problems(problems), runs_programs=False) as grader:
-            own = _problems(problems)
-            same = lambda row, one, other: grader.same(own[row], one, other)  # noqa: B023, E731 (called at once)
-            summary = results(settings, problems, grouped, same, language.detector())
-        write_json(folder / RESULTS, summary)
+        own = _problems(problems)
+        with make_grader(Reward(name=settings["reward"]), own, runs_programs=False) as grader:
+            write_results(folder, settings, problems, records, grader, own)
         done.append(folder)
     return done
 

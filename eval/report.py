@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from eval import language, metrics
-from eval.records import Record
+from eval.records import RESULTS, Record, write_json
+from jopsd.data.problem import Problem
 from jopsd.evaluate import Estimate
+from jopsd.rewards.grader import Grader
 
 NO_ANSWER = "[No boxed answer found]"
 MOST_LABELS = 20  # more values than this are no classes to report apart
@@ -70,6 +73,20 @@ def results(
             _problem(*row, settings["header"].get("language")) for row in zip(problems, grouped, majority, strict=True)
         ],
     }
+
+
+def write_results(
+    folder: Path,
+    settings: Mapping,
+    rows: Sequence[Mapping],
+    records: Mapping[tuple[int, int], Record],
+    grader: Grader,
+    problems: Sequence[Problem],
+) -> None:
+    """Writes the results.json of a complete evaluation. rows: as `problems` in `results`; grader: compares answers."""
+    grouped = [[records[row, i] for i in range(settings["samples"])] for row in range(len(rows))]
+    same = lambda row, one, other: grader.same(problems[row], one, other)  # noqa: E731
+    write_json(folder / RESULTS, results(settings, rows, grouped, same, language.detector()))
 
 
 def table(summary: Mapping) -> str:

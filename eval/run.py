@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from eval import language
 from eval.generations import graded, read_generations
 from eval.options import Options, complete
 from eval.presets import Preset
 from eval.problems import Task, digest, find_tasks, items_of, kept
 from eval.progress import Say, say_to_stderr, show_progress
-from eval.records import RESULTS, Record, claim_server, open_records, write_in_order, write_json
-from eval.report import results
+from eval.records import Record, claim_server, open_records, write_in_order
+from eval.report import write_results
 from eval.subject import Samplers, Subject, find_subjects, window_of
 from jopsd.data.chat import require_chat_template, template_honours_thinking
 from jopsd.models.tokenizer import eos_ids, load_tokenizer
@@ -33,11 +32,15 @@ NO_ROOM = "prompt_too_long"
 
 @dataclass(frozen=True)
 class Job:
-    """One evaluation: whose answers to what, where they are kept, and everything that decides them."""
+    """One evaluation: whose answers to what, where they are kept, and everything that decides them.
+
+    rows: what its folder keeps of the problems.
+    """
 
     subject: Subject
     task: Task
     items: tuple[Item, ...]
+    rows: Sequence[Mapping]
     folder: Path
     settings: Mapping
 
@@ -99,15 +102,20 @@ def make_jobs(
     options: Options, preset: Preset | None, subjects: Sequence[Subject], tasks: Sequence[Task], tokenizer
 ) -> list[Job]:
     """Every subject on every task with every seed, in this order of loops, so that weights are loaded once each."""
-    # A run's checkpoints read a problem alike.
-    items = [tuple(items_of(t, t.context(subjects[0], options, preset), subjects[0], tokenizer)) for t in tasks]
     jobs = []
-    for subject in subjects:
-        for task, own in zip(tasks, items, strict=True):
+    for task in tasks:
+        context = task.context(subjects[0], options, preset)  # a run's checkpoints read a problem alike
+        items = tuple(items_of(task, context, subjects[0], tokenizer))
+        rows = kept(task, items, tokenizer)
+        asked = {
+            "template": getattr(context, "student_template", None),
+            "prompts_and_answers_sha256": digest(items),
+        }
+        for subject in subjects:
             for seed in options.seeds:
-                settings = describe(options, preset, subject, task, own, seed)
-                jobs.append(Job(subject, task, own, folder_of(options, subject, task, seed), settings))
-    return jobs
+                settings = describe(options, preset, subject, task, seed) | asked
+                jobs.append(Job(subject, task, items, rows, folder_of(options, subject, task, seed), settings))
+    return sorted(jobs, key=lambda job: subjects.index(job.subject))
 
 
 def folder_of(options: Options, subject: Subject, task: Task, seed: int) -> Path:
@@ -120,11 +128,8 @@ def folder_of(options: Options, subject: Subject, task: Task, seed: int) -> Path
     return folder / f"seed_{seed}" if task.name is not None or len(options.seeds) > 1 else folder
 
 
-def describe(
-    options: Options, preset: Preset | None, subject: Subject, task: Task, items: Sequence[Item], seed: int
-) -> dict:
-    """Everything that decides the samples and their grades, JSON-ready."""
-    context = task.context(subject, options, preset)
+def describe(options: Options, preset: Preset | None, subject: Subject, task: Task, seed: int) -> dict:
+    """Everything that decides the samples and their grades but for what is asked, JSON-ready."""
     return {
         "model": subject.name,
         "checkpoint": None if subject.run_dir is None else str(subject.run_dir.resolve()),
@@ -140,7 +145,6 @@ def describe(
         "columns": dict(options.columns),
         "language": task.language,
         "preset": None if preset is None else preset.name,
-        "template": getattr(context, "student_template", None),
         "reward": task.reward,
         "thinking": subject.reading.thinking,
         "samples": options.samples,
@@ -152,7 +156,6 @@ def describe(
         "seed": seed,
         "slots": options.slots,
         "header": dict(task.header),
-        "prompts_and_answers_sha256": digest(items),
     }
 
 
@@ -177,8 +180,8 @@ def make_graders(tasks: Sequence[Task], options: Options, stack: ExitStack, say:
 
 def evaluate(job: Job, drawing: Drawing, sampler: Callable[[], Sampler], grader: Grader, tokenizer, say: Say) -> None:
     """Draws and grades what the job's folder lacks, and writes its results.json. sampler: made where it is needed."""
-    problems, samples = kept(job.task, job.items, tokenizer), job.settings["samples"]
-    with open_records(job.folder, job.settings, problems) as (records, add):
+    samples = job.settings["samples"]
+    with open_records(job.folder, job.settings, job.rows) as (records, add):
         missing = _missing(records, len(job.items), samples)
         if records and missing:
             say(f"{job.folder} has {len(records)} samples; the others are made now")
@@ -195,9 +198,7 @@ def evaluate(job: Job, drawing: Drawing, sampler: Callable[[], Sampler], grader:
                     add(record)
                     advance(record)
         write_in_order(job.folder, records)
-        grouped = [[records[row, i] for i in range(samples)] for row in range(len(job.items))]
-        summary = results(job.settings, problems, grouped, _same(grader, job.items), language.detector())
-    write_json(job.folder / RESULTS, summary)
+        write_results(job.folder, job.settings, job.rows, records, grader, job.task.problems)
 
 
 def make_requests(job: Job, drawing: Drawing, missing: Mapping[int, tuple[int, ...]]) -> list[Request]:
@@ -241,17 +242,15 @@ def read_and_grade(options: Options, say: Say) -> list[Path]:
     }
     with ExitStack() as stack:
         grader = make_graders([task], options, stack, say)[task.reward]
-        problems = kept(task, items, None)
-        records, add = stack.enter_context(open_records(options.output, settings, problems))
+        rows = kept(task, items, None)
+        records, add = stack.enter_context(open_records(options.output, settings, rows))
         missing = _missing(records, len(items), n)
         with show_progress(records, len(items) * n, say) as advance:
             for record in graded(samples, missing, items, grader, tokenizer):
                 add(record)
                 advance(record)
         write_in_order(options.output, records)
-        grouped = [[records[row, i] for i in range(n)] for row in range(len(items))]
-        summary = results(settings, problems, grouped, _same(grader, items), language.detector())
-    write_json(options.output / RESULTS, summary)
+        write_results(options.output, settings, rows, records, grader, task.problems)
     return [options.output]
 
 
@@ -313,7 +312,3 @@ def no_room(row: int, item: Item, indices: Sequence[int]) -> list[Record]:
 def _missing(records: Mapping, rows: int, samples: int) -> dict[int, tuple[int, ...]]:
     absent = {row: tuple(i for i in range(samples) if (row, i) not in records) for row in range(rows)}
     return {row: indices for row, indices in absent.items() if indices}
-
-
-def _same(grader: Grader, items: Sequence[Item]) -> Callable[[int, str, str], bool]:
-    return lambda row, one, other: grader.same(items[row].problem, one, other)

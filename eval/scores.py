@@ -127,15 +127,14 @@ def tabulate(rows: Sequence[Row], metric: str) -> Table:
 
 def score(cell: Sequence[Evaluation], metric: str) -> Score | None:
     """Mean over seeds; the interval takes all samples of a problem, from all seeds, as one cluster."""
-    _, shares = metric_of(metric)
-    by_seed = [shares(each) for each in cell]
-    if any(found is None for found in by_seed):
+    by_seed = _by_seed(cell, metric)
+    if by_seed is None:
         return None
     if metric == TOKENS:
         means, low, high = [metrics.mean_length([n for own in each for n in own]) for each in by_seed], None, None
     else:
         means = [100 * metrics.avg_at_n(found).mean for found in by_seed]
-        _, low, high = (100 * bound for bound in metrics.avg_at_n(pooled(cell, metric)))
+        _, low, high = (100 * bound for bound in metrics.avg_at_n(metrics.pool_seeds(by_seed)))
     value, std = metrics.over_seeds(means)
     seeds = dict(zip((each.seed for each in cell), means, strict=True))
     return Score(value, low, high, std, seeds, len(cell[0].ids), cell[0].samples)
@@ -143,10 +142,8 @@ def score(cell: Sequence[Evaluation], metric: str) -> Score | None:
 
 def pooled(cell: Sequence[Evaluation], metric: str) -> Flags | None:
     """Per problem, what all seeds have."""
-    by_seed = [metric_of(metric)[1](each) for each in cell]
-    if any(found is None for found in by_seed):
-        return None
-    return metrics.pool_seeds(by_seed)
+    by_seed = _by_seed(cell, metric)
+    return None if by_seed is None else metrics.pool_seeds(by_seed)
 
 
 def combine(scores: Sequence[Score], weigh: Callable[[Sequence[float]], float], independent: bool = False) -> Score:
@@ -208,6 +205,13 @@ def differing(rows: Sequence[Row], majority: bool = False) -> tuple[list[str], l
             own = {p: cell[0].settings for p, cell in cells.items() if p[1] == column and key in cell[0].settings}
             look(key, {place: settings[key] for place, settings in own.items()}, f" in {column}")
     return shared, notes
+
+
+def _by_seed(cell: Sequence[Evaluation], metric: str) -> list[Flags] | None:
+    """Each seed's shares; None where a file does not say."""
+    _, shares = metric_of(metric)
+    by_seed = [shares(each) for each in cell]
+    return None if any(found is None for found in by_seed) else by_seed
 
 
 def _names(evaluations: Sequence[Evaluation]) -> list[str]:

@@ -21,7 +21,6 @@ from jopsd.sampling import Policy, Sampler, connect, make_sampler
 from jopsd.schema import Reading
 from jopsd.setup import BUILTIN, model_config, restore_policy, source_dir
 
-CHUNK = 16  # decode steps between two visits of the host
 KEY = "OPENAI_API_KEY"  # environment variable that a server's key is read from
 WIDTH = 64  # cache widths are multiples of this, so that near lengths share a compiled program
 
@@ -144,8 +143,7 @@ class Samplers:
             policy,
             slots=self._slots,
             max_length=self._max_length,
-            chunk=CHUNK,
-            mesh=mesh if mesh.size > 1 else None,
+            mesh=mesh,
             max_stop_ids=self._stop_ids,
         )
         self._shape = shape

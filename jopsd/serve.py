@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jopsd.sampling import Sampler
 
-CHUNK = 16  # as evaluation decodes
-
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
@@ -67,8 +65,7 @@ def load(args: argparse.Namespace) -> tuple["Sampler", str]:
         policy,
         slots=args.slots,
         max_length=args.max_length,
-        chunk=CHUNK,
-        mesh=mesh if mesh.size > 1 else None,
+        mesh=mesh,
         max_stop_ids=args.max_stop_ids,
     )
     return sampler, name

@@ -283,7 +283,7 @@ def _make_sampler(config: Config, task: Task, weights: Weights, state: TrainStat
         slots=config.sampling.slots,
         max_length=max(limits),
         chunk=config.sampling.chunk,
-        mesh=mesh if mesh.size > 1 else None,
+        mesh=mesh,
         max_stop_ids=max(len(task.stop_ids), 1),
     )
 

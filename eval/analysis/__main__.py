@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from eval.analysis import ANALYSES
+from jopsd.errors import one_line
 
 EXAMPLES = """examples:
   python -m eval.analysis diversity --rollouts evals/base/aime24/seed_0 --output analysis/diversity
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         import_module(ANALYSES[args.pop("analysis")]).run(argparse.Namespace(**args))
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print("error: " + "; ".join(line.strip() for line in str(error).splitlines() if line.strip()), file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -20,7 +20,6 @@ different answers and texts grow with the number of rollouts: compare what has e
 """
 
 import argparse
-import csv
 import math
 import re
 from collections import Counter
@@ -31,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval.analysis.output import figure, markdown, write_tables
+from eval.analysis.output import figure, markdown, write_csv, write_tables
 from eval.analysis.rollouts import Saved, read_rollouts
 from eval.progress import Say, say_to_stderr
 
@@ -99,7 +98,7 @@ def run(args: argparse.Namespace, say: Say = say_to_stderr) -> None:
     }
     output = Path(args.output)
     write_tables(output, rows, {"settings": settings, **counts, "rows": rows})
-    _write_csv(output / "table_by_problem.csv", problems)
+    write_csv(output / "table_by_problem.csv", problems)
     _draw(rows, problems, output / "figure.png")
     say(_shown(rows, counts))
 
@@ -350,13 +349,6 @@ def _clipped(codes: Sequence[np.ndarray]) -> np.ndarray:
 
 def _mean(values: Sequence[float]) -> float:
     return float(math.fsum(values) / len(values))
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _shown(rows: Sequence[Mapping], counts: Mapping[str, int]) -> str:

@@ -17,15 +17,19 @@ def write_tables(folder: Path, rows: Sequence[Row], summary: Mapping, note: str 
     note: what stands below the table.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    columns = list(rows[0])
-    with open(folder / "table.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(folder / "table.csv", rows)
     text = markdown(rows) + (f"\n\n{note}" if note else "")
     replace_text(folder / "table.md", text + "\n")
     write_json(folder / "summary.json", dict(summary))
     return text
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Rows, all with the same keys, under a line with these; None is empty."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def markdown(rows: Sequence[Row]) -> str:

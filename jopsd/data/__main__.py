@@ -12,6 +12,7 @@ from typing import Any
 
 from jopsd.data.datasets import GENERATORS
 from jopsd.data.problem import COLUMN_KEYS, Problem
+from jopsd.errors import one_line
 from jopsd.rewards.grader import VERIFIERS
 
 EXAMPLES = """examples:
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         report = _inspect(args)
     except (ValueError, OSError, ImportError) as error:
-        print("error: " + "; ".join(line.strip() for line in str(error).splitlines() if line.strip()), file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     from jopsd.data.inspect import as_text
 

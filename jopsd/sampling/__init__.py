@@ -10,6 +10,8 @@ from jopsd.sampling.sampler import Completion, Policy, Request, Sampler, Sampler
 
 __all__ = ["Completion", "Policy", "Request", "Sampler", "SamplerError", "SamplingParams", "connect", "make_sampler"]
 
+CHUNK = 16  # decode steps between two visits of the host, where nobody says otherwise
+
 
 def make_sampler(
     name: str,
@@ -17,7 +19,7 @@ def make_sampler(
     policy: Policy,
     slots: int,
     max_length: int,
-    chunk: int,
+    chunk: int = CHUNK,
     mesh: Mesh | None = None,
     max_stop_ids: int = 8,
 ) -> Sampler:
@@ -28,7 +30,7 @@ def make_sampler(
       slots: samples decoded at once. The cache takes slots x max_length columns.
       max_length: prompt plus completion tokens of the longest sample.
       chunk: decode steps between two visits of the host; a freed slot waits up to this long for its next sample.
-      mesh: where the policy's arrays live; None for one device.
+      mesh: where the policy's arrays live; None, or a mesh of one device, for one device.
       max_stop_ids: most stop ids a request may have.
 
     Raises:
@@ -39,6 +41,7 @@ def make_sampler(
 
     if name not in ("jetstream", "loop"):
         raise ValueError(f"sampler {name!r} is not one of ['jetstream', 'loop']")
+    mesh = mesh if mesh is not None and mesh.size > 1 else None
     engine = Engine(
         model_config, policy, slots=slots, max_length=max_length, chunk=chunk, mesh=mesh, max_stop_ids=max_stop_ids
     )
