@@ -217,18 +217,38 @@ class Drawing(Section):
     top_k: Annotated[int, Field(ge=0)] = 0
 
 
+class Access(Section):
+    """How sampling servers are reached.
+
+    token_file: holds the secret they ask for. ca_file: certificate (PEM) that theirs is checked against; with it the
+    connection is TLS. timeout: seconds in which a server must come up, or take new weights.
+    """
+
+    token_file: str | None = None
+    ca_file: str | None = None
+    timeout: Annotated[float, Field(gt=0)] = 120.0
+
+
 class Sampling(Drawing):
     """Rollouts. n: completions per prompt. slots: rows decoded together. chunk: decode steps per host round trip.
 
     weights: `int8` rounds the projections of the sampler's copy; what that does to log-probabilities is logged as
     sampler_gap. Evaluation draws from the exact weights.
+    backend: `jetstream` (in this process; where there are several, each on its own devices) or `loop` (the devices of
+    all processes as one); `remote` samples from servers of `python -m jopsd.serve`, `openai` from vLLM or SGLang.
+    servers (remote, openai): their addresses, host:port or URL. access: how they are reached.
+    ahead: 1 draws the rollouts of the next step while this one's update runs, so from weights one version older; it
+    needs method.correction.
     """
 
-    backend: Literal["jetstream", "loop"] = "jetstream"
+    backend: Literal["jetstream", "loop", "remote", "openai"] = "jetstream"
     weights: Literal["exact", "int8"] = "exact"
     n: PositiveInt = 1
     slots: PositiveInt = 32
     chunk: PositiveInt = 16
+    servers: tuple[str, ...] = ()
+    access: Access = Access()
+    ahead: Literal[0, 1] = 0
 
 
 class CodeReward(Section):
@@ -332,11 +352,17 @@ class Log(Section):
 
 
 class Mesh(Section):
-    """Devices along each axis; -1 (once) takes what is left."""
+    """Devices along each axis; -1 (once) takes what is left.
+
+    context: splits the columns of sequences, for completions too long for one device.
+    slices: groups of devices with fast links inside and the data-centre network between; only `data` spans them.
+    """
 
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
+    context: PositiveInt = 1
+    slices: PositiveInt = 1
 
 
 class Config(Section):
@@ -375,6 +401,7 @@ class Config(Section):
         self._check_batches()
         if self.sampling.temperature == 0 and self.method.trains_on == "rollouts":
             raise ValueError("sampling.temperature 0 is greedy: training rollouts must be drawn, use a value above 0")
+        self._check_sampling()
         self._check_method()
         if self.method.teacher_views:
             self._check_context()
@@ -393,6 +420,22 @@ class Config(Section):
                 f"train.micro_batch_size {self.micro_rows} does not divide the {self.rows_per_update} rollouts of an "
                 f"update ({prompts} prompts x sampling.n {self.sampling.n})"
             )
+
+    def _check_sampling(self):
+        sampling, served = self.sampling, self.sampling.backend in ("remote", "openai")
+        if served and not sampling.servers:
+            raise ValueError(f"sampling.backend {sampling.backend} needs sampling.servers, a list of addresses")
+        if sampling.servers and not served:
+            raise ValueError(f"sampling.backend {sampling.backend} asks no sampling.servers; set it to remote or openai")
+        if served and sampling.weights == "int8":
+            raise ValueError("sampling.weights int8 is for sampling in this process; remove it, or sampling.servers")
+        if sampling.ahead and self.method.correction is None:
+            raise ValueError(
+                "sampling.ahead 1 trains on rollouts of older weights; set method.correction: {} so that they are "
+                "weighted for it, or sampling.ahead: 0"
+            )
+        if sampling.ahead and self.method.trains_on != "rollouts":
+            raise ValueError(f"method {self.method.name} does not sample, so sampling.ahead must be 0")
 
     def _check_method(self):
         method, name = self.method, self.method.name
