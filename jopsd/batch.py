@@ -88,12 +88,16 @@ def make_view(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[i
     return View(tokens, segments)
 
 
-def _padded_view(prompts, completions, spare: int, pad_to: int, length: int) -> View:
+def longest(prompts: Sequence) -> int:
+    """Tokens of the longest prompt, where each row has one or several."""
+    return max(len(ids) for row in prompts for ids in ([row] if isinstance(row[0], int) else row))
+
+
+def _padded_view(prompts, completions, spare: int, width: int, length: int) -> View:
     """A view of one prompt per row, or of K, [B,K,...]. A padding row holds one token: it must attend to something."""
     several = not isinstance(prompts[0][0], int)
     k = len(prompts[0]) if several else 1
     flat = [list(p) for row in prompts for p in (row if several else [row])] + [[0]] * (spare * k)
-    width = pad_length(max(map(len, flat)), pad_to)
     repeated = [c for c in completions for _ in range(k)]
     view = make_view(flat, repeated, width, length)
     return jax.tree.map(lambda x: x.reshape(-1, k, x.shape[-1]), view) if several else view
@@ -105,6 +109,8 @@ def make_batch(
     *,
     pad_to: int,
     rows: int | None = None,
+    widths: dict[str, int] | None = None,
+    length: int = 1,
     sampler_logprobs: Sequence[Sequence[float]] | None = None,
     rewards: Sequence[float] | None = None,
     groups: Sequence[int] | None = None,
@@ -121,6 +127,8 @@ def make_batch(
       completions: token ids per row, shared by all views.
       pad_to: widths are rounded up to multiples of this, see `pad_length`.
       rows: total rows; missing ones are filled with rows that hold nothing and weigh nothing.
+      widths, length: tokens of the longest prompt by view, and of the longest completion, where rows of other batches
+        with these widths are longer.
       counts: per row, whether its tokens train. Default all.
       limit: the length at which completions are cut.
       sampler_logprobs, rewards, groups, present, route, steps: per row, as in `TrainBatch`.
@@ -130,8 +138,9 @@ def make_batch(
     if spare < 0:
         raise ValueError(f"{count} completions do not fit a batch of {rows} rows")
     completions = [list(c) for c in completions] + [[]] * spare
-    length = pad_length(max((len(c) for c in completions), default=1), pad_to)
-    views = {view: _padded_view(ids, completions, spare, pad_to, length) for view, ids in prompts.items()}
+    length = pad_length(max([length, *map(len, completions)]), pad_to)
+    width = lambda view: pad_length(max(longest(prompts[view]), (widths or {}).get(view, 1)), pad_to)  # noqa: E731
+    views = {view: _padded_view(ids, completions, spare, width(view), length) for view, ids in prompts.items()}
     trains = [*(counts if counts is not None else [True] * count), *[False] * spare]
 
     def filled(ragged, dtype):

@@ -1,13 +1,13 @@
 """Held-out accuracy: N samples per problem, graded, with an interval that knows samples of one problem are alike."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jopsd.prompts import Item
-from jopsd.rollouts import Grade, Rollout, sample_rollouts
+from jopsd.rollouts import Grade, Rollout, gather_rollouts, sample_rollouts
 from jopsd.sampling.sampler import Sampler, SamplingParams
 
 Z95 = 1.959963984540054
@@ -66,10 +66,21 @@ class Evaluated(NamedTuple):
 
 
 def evaluate(
-    sampler: Sampler, items: Sequence[Item], params: SamplingParams, samples: int, seed: int, tokenizer, grade: Grade
+    sampler: Sampler,
+    items: Sequence[Item],
+    params: SamplingParams,
+    samples: int,
+    seed: int,
+    tokenizer,
+    grade: Grade,
+    check: Callable[[], None] = lambda: None,
 ) -> Evaluated:
-    """Accuracy of the sampler's policy on the items, each sampled so many times. The seed decides every draw."""
-    flat = sample_rollouts(sampler, items, params, samples, (seed,), tokenizer, grade)
+    """Accuracy of the sampler's policy on the items, each sampled so many times. The seed decides every draw.
+
+    check: see `sample_rollouts`. All processes of a run call it, and share the work.
+    """
+    own = sample_rollouts(sampler, items, params, samples, (seed,), tokenizer, grade, check)
+    flat = gather_rollouts(own, items)
     grouped = [flat[i * samples : (i + 1) * samples] for i in range(len(items))]
     correct = [[r.score.correct for r in rollouts] for rollouts in grouped]
     sources: dict[str, list[list[bool]]] = {}

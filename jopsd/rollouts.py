@@ -3,14 +3,17 @@
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
+import jax
 import numpy as np
 
-from jopsd.batch import TrainBatch, make_batch
+from jopsd.batch import TrainBatch, longest, make_batch
 from jopsd.contexts import Absent, Attempt
 from jopsd.data.problem import Problem
+from jopsd.distributed import exchange, share_of
 from jopsd.methods import Method
 from jopsd.prompts import Item, PromptIds, Tokenizers, group_prompts
 from jopsd.rewards.score import Score
@@ -57,23 +60,56 @@ def sample_rollouts(
     seed: tuple[int, ...],
     tokenizer,
     grade: Grade | None,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Rollout]:
-    """n rollouts of each item, in order, graded while later ones are still being drawn.
+    """n rollouts of each of this process's items, in order, graded while later ones are still being drawn.
 
-    seed: with the item's place it decides every draw. grade: `(text, problem) -> Future[Score]`, or None.
+    items: of all processes, see `distributed.share_of`. seed: with the item's place it decides every draw.
+    grade: `(text, problem) -> Future[Score]`, or None. check: called between completions; what it raises ends it all.
     """
     requests = [
         Request(tuple(item.prompts["student"]), n, request_seed(*seed, row), params, id=row)
         for row, item in enumerate(items)
     ]
-    drawn = {(r.group, index): r for index, r in draw_rollouts(sampler, requests, items, tokenizer, grade)}
-    return [drawn[row, index] for row in range(len(items)) for index in range(n)]
+    mine = share_of(len(items))
+    # A sampler over the devices of all processes draws everything everywhere.
+    asked = requests if getattr(sampler, "collective", False) else [requests[row] for row in mine]
+    with closing(draw_rollouts(sampler, asked, items, tokenizer, grade, mine)) as stream:
+        drawn = {}
+        for index, rollout in stream:
+            drawn[rollout.group, index] = rollout
+            check()
+    return [drawn[row, index] for row in mine for index in range(n)]
+
+
+def gather_rollouts(rollouts: Sequence[Rollout], items: Sequence[Item]) -> list[Rollout]:
+    """The rollouts of all processes, in order of the items. A collective."""
+
+    def packed(rollout: Rollout) -> Rollout:
+        own = {view: ids for view, ids in rollout.prompts.items() if ids is not rollout.item.prompts.get(view)}
+        return replace(rollout, item=None, prompts=own)
+
+    def unpacked(rollout: Rollout) -> Rollout:
+        item = items[rollout.group]
+        return replace(rollout, item=item, prompts={**item.prompts, **rollout.prompts})
+
+    if jax.process_count() == 1:
+        return list(rollouts)
+    return [unpacked(rollout) for theirs in exchange([packed(r) for r in rollouts]) for rollout in theirs]
 
 
 def draw_rollouts(
-    sampler: Sampler, requests: Sequence[Request], items: Sequence[Item], tokenizer, grade: Grade | None
+    sampler: Sampler,
+    requests: Sequence[Request],
+    items: Sequence[Item],
+    tokenizer,
+    grade: Grade | None,
+    wanted: range | None = None,
 ) -> Iterator[tuple[int, Rollout]]:
-    """Each sample with its index among those of its request, once it is graded. Ids of requests are rows of `items`."""
+    """Each sample with its index among those of its request, once it is graded. Ids of requests are rows of `items`.
+
+    wanted: the rows to keep, where others are drawn along with them; None keeps all.
+    """
     pending: deque[tuple[Completion, str, Future | None]] = deque()
 
     def first() -> tuple[int, Rollout]:
@@ -82,6 +118,8 @@ def draw_rollouts(
         return completion.index, _rollout(items[row], row, completion, text, graded)
 
     for completion in sampler.sample(requests):
+        if wanted is not None and completion.request_id not in wanted:
+            continue
         text = tokenizer.decode(completion.completion_ids.tolist(), skip_special_tokens=True)
         graded = None if grade is None else grade(text, items[completion.request_id].problem)
         pending.append((completion, text, graded))
@@ -162,19 +200,24 @@ def solution_rollouts(items: Sequence[Item], tokenizer, eos_id: int, tokens: str
         )
 
 
-def batch_of(rollouts: Sequence[Rollout], config: Config, tokenizer) -> TrainBatch:
-    """The arrays of one training step. Rollouts without a teacher do not train, unless the method can without."""
+def batch_of(
+    rollouts: Sequence[Rollout], config: Config, tokenizer, like: Sequence[Rollout] | None = None
+) -> TrainBatch:
+    """The arrays of an update. Rollouts without a teacher do not train, unless the method can without.
+
+    like: all rollouts of the step, of which these are some, so that all parts and processes have arrays of one width.
+    """
     method, labels = config.method, list(config.teacher.models or ())
     separator = tokenizer.encode(method.separator, add_special_tokens=False) if method.separator else None
-    prompts = {"student": [r.prompts["student"] for r in rollouts]}
-    present = {}
-    for view in method.teacher_views:
-        prompts[view], present[view] = _readings(view, rollouts, _readings_each(method, config, view))
+    prompts, present = _readings(rollouts, config)
+    every = rollouts if like is None else like
+    widths = {view: longest(ids) for view, ids in _readings(every, config)[0].items()}
     return make_batch(
         prompts,
         [r.completion_ids for r in rollouts],
         pad_to=config.train.pad_to,
-        rows=config.rows_per_step,
+        widths=widths,
+        length=max(len(r.completion_ids) for r in every),
         sampler_logprobs=[r.sampler_logprobs for r in rollouts] if method.trains_on == "rollouts" else None,
         rewards=[r.score.reward if r.score else 0.0 for r in rollouts],
         groups=[r.group for r in rollouts],
@@ -201,7 +244,15 @@ def _readings_each(method: Method, config: Config, view: str) -> int | None:
     return config.context.negatives if view == "negative" and method.negatives == "all" else None
 
 
-def _readings(view: str, rollouts: Sequence[Rollout], count: int | None):
+def _readings(rollouts: Sequence[Rollout], config: Config) -> tuple[dict[str, list], dict[str, list]]:
+    """Prompts of the student's and each teacher's view, and present flags of the teacher's."""
+    prompts, present = {"student": [r.prompts["student"] for r in rollouts]}, {}
+    for view in config.method.teacher_views:
+        prompts[view], present[view] = _readings_of(view, rollouts, _readings_each(config.method, config, view))
+    return prompts, present
+
+
+def _readings_of(view: str, rollouts: Sequence[Rollout], count: int | None):
     """(prompts, present flags) of one view per rollout. What is missing is filled with the student's prompt."""
     prompts, present = [], []
     for rollout in rollouts:

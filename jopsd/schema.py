@@ -426,7 +426,7 @@ class Config(Section):
         if served and not sampling.servers:
             raise ValueError(f"sampling.backend {sampling.backend} needs sampling.servers, a list of addresses")
         if sampling.servers and not served:
-            raise ValueError(f"sampling.backend {sampling.backend} asks no sampling.servers; set it to remote or openai")
+            raise ValueError(f"sampling.servers: backend {sampling.backend} asks none; set it to remote or openai")
         if served and sampling.weights == "int8":
             raise ValueError("sampling.weights int8 is for sampling in this process; remove it, or sampling.servers")
         if sampling.ahead and self.method.correction is None:

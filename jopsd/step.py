@@ -22,7 +22,7 @@ from jopsd.methods import Method
 from jopsd.methods.method import REFERENCE
 from jopsd.models.decoder import Decoder
 from jopsd.models.lora import Adapter
-from jopsd.models.sharding import tree_shardings
+from jopsd.models.sharding import BATCH, constrain, tree_shardings
 from jopsd.sampling.sampler import Policy
 from jopsd.teachers import (
     Models,
@@ -119,14 +119,14 @@ def make_update(
 def make_old_logprobs(options: StepOptions, mesh: Mesh, parts: int) -> Callable[..., jax.Array]:
     """The jitted `(trainable, models, batch) -> [B,T]`: the policy's log-probabilities before its first update.
 
-    batch: all rollouts of a training step, read in `parts` micro-batches.
+    batch: rollouts of a training step, read in `parts` micro-batches; rows stay on the devices that hold them.
     """
 
     def old(trainable, models: Models, batch: TrainBatch):
         score = partial(_student_score, options, mesh, trainable, models)
         return _join_rows(jax.lax.map(score, _split_rows(batch, parts)))
 
-    return jax.jit(old, out_shardings=NamedSharding(mesh, P()))
+    return jax.jit(old, out_shardings=NamedSharding(mesh, P(BATCH)))
 
 
 def loss_and_gradient(options: StepOptions, mesh: Mesh, trainable, teacher, models: Models, batch: TrainBatch, step=0):
@@ -202,7 +202,7 @@ def completion_hidden(policy: Policy, view, length: int) -> jax.Array:
     """Hidden states [B,T,D] that predict the completion: the column before it, up to its last but one."""
     h = policy.model.hidden(view.tokens, segments=view.segments, adapter=policy.adapter)
     start = view.tokens.shape[1] - length - 1
-    return jax.lax.slice_in_dim(h, start, start + length, axis=1)
+    return constrain(jax.lax.slice_in_dim(h, start, start + length, axis=1), "activation")
 
 
 def _read(readers: dict[str, Reader], name: str, view, length: int) -> tuple[dict, dict]:

@@ -1,5 +1,6 @@
 """What a run writes while it runs: metrics.jsonl, TensorBoard events, samples, and a live line on the terminal."""
 
+import io
 import json
 import math
 import os
@@ -50,10 +51,23 @@ class Tracker:
             self._writer.close()
 
 
+class Silent:
+    """The tracker of processes that leave the writing to another."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def dump_samples(self, step: int, samples: Sequence[dict]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 @contextmanager
-def open_tracker(run_dir: Path, tensorboard: bool, resume_step: int | None):
+def open_tracker(run_dir: Path, tensorboard: bool, resume_step: int | None, write: bool = True):
     """A `Tracker` whose files hold nothing later than `resume_step` (None: nothing), closed on the way out."""
-    tracker = Tracker(run_dir, tensorboard, resume_step)
+    tracker = Tracker(run_dir, tensorboard, resume_step) if write else Silent()
     try:
         yield tracker
     finally:
@@ -87,7 +101,7 @@ def _drop_rows_after(path: Path, step: int | None) -> None:
 
 
 class Progress:
-    """One line per logged step: rewritten in place on a terminal, appended elsewhere."""
+    """One line per logged step: rewritten in place on a terminal, appended elsewhere. quiet: no lines."""
 
     SHOWN = (
         ("loss", "loss {:.4f}"),
@@ -96,8 +110,8 @@ class Progress:
         ("entropy", "entropy {:.3f}"),
     )
 
-    def __init__(self, total: int, done: int, stream=None):
-        self._total, self._first, self._stream = total, done, stream or sys.stderr
+    def __init__(self, total: int, done: int, stream=None, quiet: bool = False):
+        self._total, self._first, self._stream = total, done, io.StringIO() if quiet else stream or sys.stderr
         self._start = time.monotonic()
         self._open_line = False
 

@@ -1,7 +1,11 @@
 """python -m jopsd.train --config configs/quickstart.yaml [section.key=value ...]"""
 
 import argparse
+import os
 import sys
+import traceback
+
+ENDS = (ValueError, OSError, ImportError)  # of input that is not as it should be
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -12,22 +16,36 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--config", required=True, help="YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. train.steps=10")
+    several = parser.add_argument_group("several processes (found without these on TPU pods and under SLURM)")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens for the others")
+    several.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    several.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
     args = parser.parse_args(argv)
     # A typo should not wait for jax to load.
     from jopsd.config import ConfigError, load_config
 
     try:
         config = load_config(args.config, args.overrides)
+        from jopsd import distributed
+
+        distributed.join(distributed.find_layout(args.coordinator, args.processes, args.process, os.environ))
         from jopsd.checkpoint import CheckpointError
         from jopsd.sampling import SamplerError
         from jopsd.trainer import TrainingError, train
-    except ConfigError as error:
+    except (ConfigError, ValueError, RuntimeError) as error:
         return _fail(error)
     try:
-        train(config)
-    except (ValueError, OSError, ImportError, TrainingError, CheckpointError, SamplerError) as error:
-        return _fail(error)
-    return 0
+        summary = train(config)
+    except (*ENDS, TrainingError, CheckpointError, SamplerError, distributed.DistributedError) as error:
+        code = _fail(error)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    else:
+        # Told to end and saved: to whatever starts runs again, 0 would say that this one is done.
+        return int(os.environ.get("JOPSD_STOPPED_EXIT", "0")) if summary is None else 0
+    distributed.leave()
+    return code
 
 
 def _fail(error: Exception) -> int:

@@ -1,98 +1,95 @@
 """The loop: sample, grade, update, evaluate, log, save."""
 
-import json
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
-import yaml
 
 from jopsd import checkpoint
 from jopsd.batch import TrainBatch
-from jopsd.config import Config, ConfigError, flatten, to_yaml
-from jopsd.data.chat import template_honours_thinking
+from jopsd.config import Config, to_yaml
 from jopsd.data.loader import training_iterator
-from jopsd.evaluate import Estimate, Evaluated, evaluate
-from jopsd.mesh import put_rows
-from jopsd.models.decoder import Decoder
-from jopsd.models.quantize import int8_projections
-from jopsd.models.sharding import tree_shardings
-from jopsd.rewards.grader import make_grader
-from jopsd.rollouts import batch_of, dump, rollout_metrics, sample_rollouts, solution_rollouts, with_teachers
-from jopsd.sampling import Policy, Sampler, SamplingParams, make_sampler
-from jopsd.schema import TEACHER_KEYS
+from jopsd.distributed import exchange, is_first, require_agreement, require_shared_folder, together
+from jopsd.drawing import Drawing, open_drawing
+from jopsd.evaluate import evaluate
+from jopsd.mesh import local_rows, put_rows
+from jopsd.preemption import Notice, Preempted, listening
+from jopsd.prompts import Item
+from jopsd.report import changes, eval_metrics, header, resuming, show, summarise
+from jopsd.rewards.grader import Grader, make_grader
+from jopsd.rollouts import (
+    Rollout,
+    batch_of,
+    dump,
+    gather_rollouts,
+    rollout_metrics,
+    sample_rollouts,
+    solution_rollouts,
+    with_teachers,
+)
+from jopsd.sampling import SamplingParams
 from jopsd.setup import Task, Weights, load_weights, make_run_mesh, make_task, step_options
 from jopsd.step import TrainState, make_old_logprobs, make_update
 from jopsd.teachers import student_policy
-from jopsd.tracking import Progress, curve, open_tracker, read_metrics, replace_text, sparkline
-
-# Keys that may change between the start of a run and its continuation.
-FREE_KEYS = (
-    "train.steps",
-    "train.epochs",
-    "train.on_nonfinite",
-    "optimizer.learning_rate",
-    "eval",
-    "checkpoint",
-    "log",
-    "mesh",
-    "output_dir",
-    "sampling.backend",
-)
+from jopsd.tracking import Progress, Tracker, open_tracker, read_metrics, replace_text
 
 
 class TrainingError(RuntimeError):
     """A run that cannot go on; the message says what happened, what was saved and what to change."""
 
 
-def train(config: Config) -> dict:
+def train(config: Config) -> dict | None:
     """Runs a config to its last step, resuming from the newest checkpoint in its output directory.
 
-    Returns the summary, also written to `output_dir/summary.json`.
+    Every process of a run calls it with the same config. Returns the summary, also written to
+    `output_dir/summary.json`, or None for a run that was told to end (SIGTERM) and has saved.
 
     Raises:
       ConfigError, ValueError, FileNotFoundError: bad input, before anything is compiled.
-      TrainingError, CheckpointError: the run stopped; what was saved stays.
+      TrainingError, CheckpointError, DistributedError: the run stopped; what was saved stays.
     """
-    started = time.monotonic()
-    run_dir = Path(config.output_dir)
-    changed = _changes(config, run_dir)
-    mesh = make_run_mesh(config)
-    task = make_task(config)
-    config = with_steps(config, len(task.train))
-    run_dir.mkdir(parents=True, exist_ok=True)
-    progress = Progress(config.train.steps, 0)
-    progress.say(header(config, task))
+    started, run_dir = time.monotonic(), Path(config.output_dir)
     with ExitStack() as stack:
+        notice = stack.enter_context(listening())
+        require_agreement("config", to_yaml(config))
+        require_shared_folder(run_dir)
+        changed, mesh, task = together(lambda: (changes(config, run_dir), make_run_mesh(config), make_task(config)))
+        config = with_steps(config, len(task.train))
+        run_dir.mkdir(parents=True, exist_ok=True)
+        progress = Progress(config.train.steps, 0, quiet=not is_first())
+        progress.say(header(config, task))
         stack.enter_context(jax.set_mesh(mesh))
-        weights = load_weights(config, mesh)
+        weights = together(lambda: load_weights(config, mesh))
         manager = stack.enter_context(checkpoint.open_checkpoints(run_dir, config.checkpoint.keep))
         state, meta = weights.state, {"data": None, "counts": {}}
         if (resume := manager.latest_step()) is not None:
             state, meta = checkpoint.restore(manager, resume, state)
             weights = weights._replace(state=state)  # the fresh one would stay in memory beside it
-            progress = Progress(config.train.steps, resume)
-            progress.say(_resuming(config, run_dir, resume, changed))
-        replace_text(run_dir / "config.yaml", to_yaml(config))
-        tracker = stack.enter_context(open_tracker(run_dir, config.log.tensorboard, resume))
+            progress = Progress(config.train.steps, resume, quiet=not is_first())
+            progress.say(resuming(config, run_dir, resume, changed))
+        if is_first():
+            replace_text(run_dir / "config.yaml", to_yaml(config))
+        tracker = stack.enter_context(open_tracker(run_dir, config.log.tensorboard, resume, write=is_first()))
         grader = None
         if config.reward is not None:
             problems = [item.problem for item in task.train + task.held_out]
             grader = stack.enter_context(make_grader(config.reward, problems))
         for note in grader.notes if grader is not None else ():
             progress.say(note)
-        sampler = None
+        drawing = None
         if config.eval is not None or config.method.trains_on == "rollouts":
-            sampler = stack.enter_context(closing(_make_sampler(config, task, weights, state, mesh)))
-        loop = _Loop(config, task, weights, mesh, manager, tracker, grader, sampler, progress)
-        if resume is None:
-            loop.evaluate(0, state)
-        loop.run(state, meta["data"], Counter(meta["counts"]))
-    return _summarise(config, run_dir, resume or 0, time.monotonic() - started, progress)
+            drawing = stack.enter_context(open_drawing(config, task, weights, state, mesh, run_dir))
+        loop = _Loop(config, task, weights, mesh, manager, tracker, grader, drawing, progress, notice)
+        if not loop.run(state, meta["data"], Counter(meta["counts"])):
+            return None
+    return summarise(config, run_dir, resume or 0, time.monotonic() - started, progress)
 
 
 def with_steps(config: Config, rows: int) -> Config:
@@ -103,116 +100,197 @@ def with_steps(config: Config, rows: int) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
 
 
+class _Draw(NamedTuple):
+    """Rollouts on their way.
+
+    position: where the data stood before their rows. version: of the weights that draw. own: waits for this process's.
+    """
+
+    position: dict
+    items: list[Item]
+    version: int
+    own: Callable[[], list[Rollout]]
+
+
 class _Loop:
     """The parts of a running loop. Holds no training state: that is passed in and out of each method."""
 
-    def __init__(self, config, task: Task, weights: Weights, mesh, manager, tracker, grader, sampler, progress):
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        weights: Weights,
+        mesh,
+        manager,
+        tracker: Tracker,
+        grader: Grader | None,
+        drawing: Drawing | None,
+        progress: Progress,
+        notice: Notice,
+    ):
         self.config, self.task, self.weights, self.mesh = config, task, weights, mesh
         self.manager, self.tracker, self.grader = manager, tracker, grader
-        self.sampler, self.progress = sampler, progress
+        self.drawing, self.progress, self.notice = drawing, progress, notice
         options = step_options(config)
         self.update = make_update(options, weights.optimizer, mesh, weights.state)
-        self.drawn = _drawn_weights(config, weights.models.base, mesh)
-        parts = config.rows_per_step // config.micro_rows
-        self.old_logprobs = make_old_logprobs(options, mesh, parts) if config.updates_per_step > 1 else None
+        self.old_logprobs = None
+        if config.updates_per_step > 1:
+            self.old_logprobs = make_old_logprobs(options, mesh, options.micro_batches)
 
-    def run(self, state: TrainState, data_state: dict | None, earlier: Counter) -> None:
-        """Steps up to the last one. earlier: counts of the processes that this one continues."""
-        config = self.config
+    def run(self, state: TrainState, data_state: dict | None, earlier: Counter) -> bool:
+        """Steps up to the last one; False if it was told to end before. earlier: counts of the processes before it."""
+        config, counts, draw = self.config, dict(earlier), None
         batches = training_iterator(self.task.train, config.train.batch_size, config.seed, parts=self.task.parts)
         if data_state is not None:
             batches.set_state(data_state)
-        skipped_updates = earlier["skipped_updates"]
         done = int(state.updates) // config.updates_per_step
-        for step in range(done + 1, config.train.steps + 1):
-            state, rollouts, metrics = self.step(step, next(batches), state)
-            nonfinite = int(metrics.pop("nonfinite"))
-            skipped_updates += nonfinite
-            graded = self.grader.stats if self.grader is not None else Counter()
-            counts = {
-                "skipped_updates": skipped_updates,
-                "grading_timeouts": earlier["grading_timeouts"] + graded["timeout"],
-                "grading_failures": earlier["grading_failures"] + graded["crashed"] + graded["broken_row"],
-            }
-            metrics |= counts | {f"skipped_rows/{reason}": count for reason, count in self.task.skipped.items()}
-            if nonfinite and config.train.on_nonfinite == "error":
-                self.stop_on_nonfinite(step, state, metrics, batches, counts)
-            if step % config.log.every == 0 or step == config.train.steps:
-                self.tracker.write(step, metrics)
-                self.progress.show(step, metrics)
-            if step % config.log.samples_every == 0 or step == 1:
-                self.tracker.dump_samples(step, [dump(r, self.task.tokenizer) for r in rollouts[: config.log.samples]])
-            last = step == config.train.steps
-            if config.eval is not None and (last or step % config.eval.every == 0):
-                self.evaluate(step, state)
-            if last or step % config.checkpoint.every == 0:
-                self.save(step, state, batches, counts)
+        position = batches.get_state()
+        try:
+            if self.evaluates(done) and not self.evaluated(done):
+                self.evaluate(done, state)
+            for step in range(done + 1, config.train.steps + 1):
+                begin, position = time.monotonic(), batches.get_state()
+                if self.notice.reached(2 * step):
+                    raise Preempted
+                draw = draw or self.start(step, batches, state)
+                position = draw.position
+                rollouts = self.finish(step, draw)
+                if self.notice.reached(2 * step + 1):
+                    raise Preempted
+                sampled = time.monotonic()
+                draw = self.start(step + 1, batches, state, ahead=True) if self.draws_ahead(step) else None
+                state, metrics = self.updates(rollouts, state)
+                done, position = step, batches.get_state() if draw is None else draw.position
+                metrics |= rollout_metrics(rollouts) | self.rate(step)
+                metrics |= _timing(begin, sampled, time.monotonic(), metrics["tokens"])
+                nonfinite = int(metrics.pop("nonfinite"))
+                counts = self.counts(earlier, counts, nonfinite)
+                metrics |= counts | {f"skipped_rows/{reason}": count for reason, count in self.task.skipped.items()}
+                if nonfinite and config.train.on_nonfinite == "error":
+                    self.stop_on_nonfinite(step, state, metrics, position, counts)
+                self.log(step, metrics, rollouts)
+                if self.evaluates(step):
+                    self.evaluate(step, state)
+                if step == config.train.steps or step % config.checkpoint.every == 0:
+                    self.save(step, state, position, counts)
+        except Preempted:
+            self.stop(done, state, position, counts)
+            return False
+        return True
 
-    def step(self, step: int, items, state: TrainState):
-        """Samples, grades and updates once: (state, rollouts, metrics)."""
-        config = self.config
-        begin = time.monotonic()
-        rollouts = self.rollouts(step, items, state)
-        sampled = time.monotonic()
-        state, metrics = self.updates(batch_of(rollouts, config, self.task.tokenizer), state)
-        rate = self.weights.schedule(step * config.updates_per_step - 1)
-        metrics |= rollout_metrics(rollouts) | {"learning_rate": float(rate)}
-        return state, rollouts, metrics | _timing(begin, sampled, time.monotonic(), metrics["tokens"])
+    def counts(self, earlier: Counter, counts: dict, nonfinite: int) -> dict:
+        graded = self.grader.stats if self.grader is not None else Counter()
+        return {
+            "skipped_updates": counts.get("skipped_updates", 0) + nonfinite,
+            "grading_timeouts": earlier["grading_timeouts"] + graded["timeout"],
+            "grading_failures": earlier["grading_failures"] + graded["crashed"] + graded["broken_row"],
+        }
 
-    def updates(self, batch: TrainBatch, state: TrainState):
-        """All optimiser updates on one batch of rollouts: (state, metrics)."""
+    def rate(self, step: int) -> dict[str, float]:
+        return {"learning_rate": float(self.weights.schedule(step * self.config.updates_per_step - 1))}
+
+    def log(self, step: int, metrics: dict, rollouts: list[Rollout]) -> None:
+        log = self.config.log
+        if step % log.every == 0 or step == self.config.train.steps:
+            self.tracker.write(step, metrics)
+            self.progress.show(step, metrics)
+        if step % log.samples_every == 0 or step == 1:
+            self.tracker.dump_samples(step, [dump(r, self.task.tokenizer) for r in rollouts[: log.samples]])
+
+    def updates(self, rollouts: Sequence[Rollout], state: TrainState):
+        """All optimiser updates on the rollouts of a step: (state, metrics)."""
         config, models = self.config, self.weights.models
+        parts = range(0, config.rows_per_step, config.rows_per_update)
+        batches = [self.batch(rollouts, first) for first in parts]
         if self.old_logprobs is not None:
-            old = self.old_logprobs(state.trainable, models, put_rows(batch, self.mesh))
-            batch = replace(batch, old_logprobs=jax.device_get(old))
+            old = [self.old_logprobs(state.trainable, models, batch) for batch in batches]
+            batches = [replace(batch, old_logprobs=x) for batch, x in zip(batches, old, strict=True)]
         metrics = []
-        for first in list(range(0, config.rows_per_step, config.rows_per_update)) * config.train.passes:
-            rows = jax.tree.map(lambda x: x[first : first + config.rows_per_update], batch)  # noqa: B023
-            state, measured = self.update(state, models, put_rows(rows, self.mesh))
+        for batch in batches * config.train.passes:
+            state, measured = self.update(state, models, batch)
             metrics.append({name: float(value) for name, value in jax.device_get(measured).items()})
         return state, _over_updates(metrics)
 
-    def rollouts(self, step: int, items, state: TrainState):
-        config, task = self.config, self.task
+    def batch(self, rollouts: Sequence[Rollout], first: int) -> TrainBatch:
+        """One update's rollouts from the `first` on, each process putting its rows onto its devices."""
+        rows = self.config.rows_per_update
+        mine = [rollouts[first + row] for row in local_rows(self.mesh, rows)]
+        return put_rows(batch_of(mine, self.config, self.task.tokenizer, like=rollouts), self.mesh, rows)
+
+    def start(self, step: int, batches, state: TrainState, ahead: bool = False) -> _Draw:
+        """Draws the rollouts of a step; ahead: in a thread of its own, from the weights before this step's update."""
+        config, position, items = self.config, batches.get_state(), next(batches)
         if config.method.trains_on == "solution":
-            eos, limit = task.stop_ids[0], config.sampling.max_new_tokens
-            return list(solution_rollouts(items, task.tokenizer, eos, config.method.tokens, limit))
-        version = step - 1
-        self.sampler.update(self.drawn(student_policy(state.trainable, self.weights.models.base)), version)
-        grade = self.grader.submit if self.grader is not None else None
+            eos, limit = self.task.stop_ids[0], config.sampling.max_new_tokens
+            made = list(solution_rollouts(items, self.task.tokenizer, eos, config.method.tokens, limit))
+            return _Draw(position, items, -1, lambda: made)
+        version = step - 2 if ahead else step - 1
+        policy = student_policy(state.trainable, self.weights.models.base)
+        self.drawing.load(policy, version, keep=ahead)
+        own = partial(self.draw, step, items)
+        if ahead:
+            thread = ThreadPoolExecutor(1, thread_name_prefix="jopsd.ahead")
+            own = thread.submit(own).result
+            thread.shutdown(wait=False)
+        return _Draw(position, items, version, own)
+
+    def draw(self, step: int, items: list[Item]) -> list[Rollout]:
+        """This process's rollouts of a step, graded, with their teachers' prompts."""
+        config, task, seed = self.config, self.task, (self.config.seed, step)
         rollouts = sample_rollouts(
-            self.sampler,
+            self.drawing.sampler,
             items,
             _params(config.sampling, task),
             config.sampling.n,
-            (config.seed, step),
+            seed,
             task.tokenizer,
-            grade,
+            self.grader.submit if self.grader is not None else None,
+            self.notice.check,
         )
-        stale = {r.policy_version for r in rollouts} - {version}
+        return with_teachers(config, task.tokenizers, rollouts, seed)
+
+    def finish(self, step: int, draw: _Draw) -> list[Rollout]:
+        """All processes' rollouts of a step."""
+        own = draw.own()
+        if draw.version == -1:
+            return own
+        rollouts = gather_rollouts(own, draw.items)
+        stale = {r.policy_version for r in rollouts} - {draw.version}
         if stale:
-            raise TrainingError(f"step {step} got rollouts of policy versions {sorted(stale)}, not {version}")
-        return with_teachers(config, task.tokenizers, rollouts, (config.seed, step))
+            raise TrainingError(f"step {step} got rollouts of policy versions {sorted(stale)}, not {draw.version}")
+        return rollouts
+
+    def draws_ahead(self, step: int) -> bool:
+        """Whether the next step's rollouts are drawn during this step's update; not across what needs these weights."""
+        config = self.config
+        waits = step == config.train.steps or step % config.checkpoint.every == 0 or self.evaluates(step)
+        return bool(config.sampling.ahead) and not waits
+
+    def evaluates(self, step: int) -> bool:
+        cfg = self.config.eval
+        return cfg is not None and (step == 0 or step == self.config.train.steps or step % cfg.every == 0)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the metrics hold this step's evaluation; a run told to end during it has saved without."""
+        found = any(row["step"] == step and "eval/accuracy" in row for row in read_metrics(self.config.output_dir))
+        return exchange(found)[0]  # the first process may be at work on that file
 
     def evaluate(self, step: int, state: TrainState) -> None:
         """Held-out accuracy of the current policy, logged and shown."""
-        config = self.config.eval
-        if config is None:
-            return
-        begin = time.monotonic()
-        self.sampler.update(student_policy(state.trainable, self.weights.models.base), step)
-        params = _params(config, self.task)
+        config, begin = self.config.eval, time.monotonic()
+        self.drawing.load(student_policy(state.trainable, self.weights.models.base), step, exact=True)
         found = evaluate(
-            self.sampler,
+            self.drawing.sampler,
             self.task.held_out,
-            params,
+            _params(config, self.task),
             config.samples,
             config.seed,
             self.task.tokenizer,
             self.grader.submit,
+            self.notice.check,
         )
         flat = [rollout for group in found.rollouts for rollout in group]
-        metrics = {f"eval/{name}": value for name, value in _eval_metrics(found, config.samples).items()}
+        metrics = {f"eval/{name}": value for name, value in eval_metrics(found, config.samples).items()}
         metrics |= {f"eval/{name}": value for name, value in rollout_metrics(flat).items() if name != "reward"}
         metrics["time/eval_seconds"] = time.monotonic() - begin
         self.tracker.write(step, metrics)
@@ -220,14 +298,21 @@ class _Loop:
         for source, estimate in found.by_source.items():
             self.progress.say(f"  {source}: {show(estimate)}")
 
-    def save(self, step: int, state: TrainState, batches, counts: dict) -> None:
-        meta = {"data": batches.get_state(), "counts": counts}
+    def save(self, step: int, state: TrainState, position: dict, counts: dict) -> None:
+        meta = {"data": position, "counts": counts}
         checkpoint.save(self.manager, step, state, meta | {"config": self.config.model_dump(mode="json")})
 
-    def stop_on_nonfinite(self, step: int, state: TrainState, metrics: dict, batches, counts: dict) -> None:
+    def stop(self, step: int, state: TrainState, position: dict, counts: dict) -> None:
+        """Saves what a run that was told to end has learnt."""
+        if step and step not in self.manager.all_steps():
+            self.save(step, state, position, counts)
+        saved = f"saved as step {step}" if step else "nothing was learnt yet"
+        self.progress.say(f"told to end (SIGTERM): {saved}; the same command goes on from there")
+
+    def stop_on_nonfinite(self, step: int, state: TrainState, metrics: dict, position: dict, counts: dict) -> None:
         """The bad update was not applied, so the weights are worth keeping."""
         self.tracker.write(step, metrics)
-        self.save(step, state, batches, counts)
+        self.save(step, state, position, counts)
         raise TrainingError(
             f"step {step}: the loss or its gradient is not finite (loss {metrics['loss']}, gradient norm "
             f"{metrics['grad_norm']}); that update was not applied and the weights are saved as step {step}; start "
@@ -235,94 +320,8 @@ class _Loop:
         )
 
 
-def _eval_metrics(found: Evaluated, samples: int) -> dict[str, float]:
-    """Accuracy; problems solved by any of several samples; each source by itself, and the plain mean over sources."""
-    accuracy = found.accuracy
-    metrics = {"accuracy": accuracy.mean, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
-    if samples > 1:
-        metrics[f"pass_at_{samples}"] = found.solved.mean
-    if found.by_source:
-        means = {source: estimate.mean for source, estimate in found.by_source.items()}
-        metrics |= {f"accuracy/{source.replace('/', '_')}": mean for source, mean in means.items()}
-        metrics["accuracy_mean_over_sources"] = sum(means.values()) / len(means)
-    return metrics
-
-
 def _params(section, task: Task) -> SamplingParams:
     return SamplingParams(section.max_new_tokens, section.temperature, section.top_p, section.top_k, task.stop_ids)
-
-
-def _drawn_weights(config: Config, base: Decoder | None, mesh) -> Callable[[Policy], Policy]:
-    """What rollouts are drawn from, given the policy: itself, or itself with int8 projections.
-
-    base: the frozen model under an adapter, which is rounded once. A model that trains is rounded at each step.
-    """
-    if config.sampling.weights == "exact" or config.method.trains_on != "rollouts":
-        return lambda policy: policy
-
-    def rounded(model: Decoder) -> Decoder:
-        shapes = jax.eval_shape(int8_projections, model)
-        return jax.jit(int8_projections, out_shardings=tree_shardings(shapes, mesh))(model)
-
-    if config.lora is None:
-        return lambda policy: Policy(rounded(policy.model), None)
-    once = rounded(base)
-    return lambda policy: Policy(once, policy.adapter)
-
-
-def _make_sampler(config: Config, task: Task, weights: Weights, state: TrainState, mesh) -> Sampler:
-    longest = lambda items: max((len(item.prompts["student"]) for item in items), default=0)  # noqa: E731
-    limits = [longest(task.train) + config.sampling.max_new_tokens]
-    if config.eval is not None:
-        limits.append(longest(task.held_out) + config.eval.max_new_tokens)
-    policy = student_policy(state.trainable, weights.models.base)
-    return make_sampler(
-        config.sampling.backend,
-        weights.model_config,
-        policy,
-        slots=config.sampling.slots,
-        max_length=max(limits),
-        chunk=config.sampling.chunk,
-        mesh=mesh,
-        max_stop_ids=max(len(task.stop_ids), 1),
-    )
-
-
-def header(config: Config, task: Task) -> str:
-    """What a reader wants to check before a long run: sizes, thinking modes, one rendered prompt of each view."""
-    example = task.train[0].prompts
-    lines = [
-        f"{config.method.name} on {config.data.named}: {len(task.train)} training and {len(task.held_out)} held-out "
-        "problems",
-        f"thinking: student {config.student.thinking}, teacher {config.teacher.thinking}, "
-        f"eval {config.eval.thinking if config.eval else None}",
-        f"temperatures: sampling {config.sampling.temperature}, loss {config.method.temperature}, "
-        f"eval {config.eval.temperature if config.eval else None}",
-        *(f"left out: {count} rows, {reason}" for reason, count in task.skipped.items()),
-    ]
-    if config.method.teacher_views:
-        lines.append(f"teacher: {_teacher_in_words(config)}")
-    asked = [reading.thinking for reading in (config.student, config.teacher, config.eval) if reading is not None]
-    if any(thinking is not None for thinking in asked) and not template_honours_thinking(task.tokenizer):
-        lines.append("this model's chat template ignores the thinking flag: thinking keys change nothing")
-    if config.sampling.top_p < 1 or config.sampling.top_k:
-        lines.append("rollouts are drawn from a truncated distribution (top_p, top_k); log-probabilities are not")
-    if config.sampling.weights == "int8":
-        lines.append("rollouts are drawn with int8 projections; sampler_gap is what that does to log-probabilities")
-    for view, ids in example.items():
-        lines += [f"--- first {view} prompt ({len(ids)} tokens)", task.tokenizer.decode(ids)]
-    return "\n".join([*lines, "---"])
-
-
-def _teacher_in_words(config: Config) -> str:
-    values = {key: getattr(config.teacher, key) for key in TEACHER_KEYS}
-    keys = "".join(f", {key} {value}" for key, value in values.items() if value is not None)
-    when = " of each rollout, made after sampling (see samples/)" if config.context.reads_attempts else ""
-    return f"{config.teacher.kind}{keys}; reads context {config.context.name}{when}"
-
-
-def show(estimate: Estimate) -> str:
-    return f"{estimate.mean:.3f} (95 % interval {estimate.low:.3f} to {estimate.high:.3f})"
 
 
 def _over_updates(metrics: list[dict[str, float]]) -> dict[str, float]:
@@ -344,62 +343,3 @@ def _timing(begin: float, sampled: float, end: float, tokens: float) -> dict[str
         "time/update_seconds": end - sampled,
         "time/tokens_per_second": tokens / (end - begin),
     }
-
-
-def _changes(config: Config, run_dir: Path) -> list[str]:
-    """Keys that differ from those of the run in this directory, as "key: old -> new".
-
-    Raises:
-      ConfigError: a key outside `FREE_KEYS` differs, so that another run would be continued by accident.
-    """
-    saved = run_dir / "config.yaml"
-    if not saved.is_file() or not checkpoint.checkpoint_dir(run_dir).is_dir():
-        return []
-    old, new = (flatten(tree) for tree in (yaml.safe_load(saved.read_text()), config.model_dump(mode="json")))
-    if config.train.steps is None:
-        new["train.steps"] = old["train.steps"]  # counted when the rows are
-    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    fixed = [key for key in differing if not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)]
-    if fixed:
-        fixed.sort(key=lambda key: not key.endswith(".name"))  # another method explains the keys that follow from it
-        key, more = fixed[0], f" (and {len(fixed) - 1} more keys)" if fixed[1:] else ""
-        raise ConfigError(
-            f"{run_dir} holds a run with another config: {key} was {old.get(key)!r}, now {new.get(key)!r}{more}; set "
-            f"another output_dir, or delete {run_dir}"
-        )
-    return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in differing]
-
-
-def _resuming(config: Config, run_dir: Path, resume: int, changed: list[str]) -> str:
-    if resume >= config.train.steps:
-        return f"{run_dir} is already trained to step {resume}; to go on, raise train.steps (now {config.train.steps})"
-    return "\n".join([f"resuming {run_dir} after step {resume}", *(f"changed {change}" for change in changed)])
-
-
-def _summarise(config: Config, run_dir: Path, resumed: int, seconds: float, progress: Progress) -> dict:
-    """Writes summary.json and curve.png from the run's own metrics."""
-    rows = read_metrics(run_dir)
-    evaluations = [row for row in rows if "eval/accuracy" in row]
-    summary = {
-        "method": config.method.name,
-        "steps": config.train.steps,
-        "seconds": round(seconds, 1),
-        "resumed_after_step": resumed,
-        "seed": config.seed,
-    }
-    path = run_dir / "summary.json"
-    if resumed >= config.train.steps and path.is_file():
-        # Nothing was trained this time, so the times of the process that did stay.
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        summary |= {key: earlier[key] for key in ("seconds", "resumed_after_step") if key in earlier}
-    if evaluations:
-        for name, row in (("base", evaluations[0]), ("final", evaluations[-1])):
-            summary[f"{name}_accuracy"] = row["eval/accuracy"]
-            summary[f"{name}_interval"] = [row["eval/accuracy_low"], row["eval/accuracy_high"]]
-            progress.say(f"{name:5} accuracy {show(Estimate(row['eval/accuracy'], *summary[f'{name}_interval']))}")
-        progress.say(f"accuracy by evaluation {sparkline([row['eval/accuracy'] for row in evaluations])}")
-        curve(rows, run_dir / "curve.png")
-        progress.say(f"curve: {run_dir / 'curve.png'}")
-    replace_text(path, json.dumps(summary, indent=2) + "\n")
-    progress.say(f"summary: {path} ({summary['seconds']:.0f} s)")
-    return summary

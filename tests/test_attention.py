@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jopsd.mesh import make_mesh
 from jopsd.models import attention, decoder
 from jopsd.models.attention import Sight, choose, cudnn_attention, flash_attention, splash_attention, xla_attention
 from jopsd.models.decoder import Decoder, ModelConfig
@@ -111,6 +112,26 @@ def test_a_kernel_on_a_mesh_equals_one_device(shape, heads, kv_heads, monkeypatc
     run = jax.jit(partial(flash_attention, "splash", window=5))
     with jax.set_mesh(mesh):
         np.testing.assert_allclose(run(q, k, v, segments), expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("window", [None, 150])
+@pytest.mark.parametrize("name", KERNELS)
+def test_columns_split_over_the_context_axis_see_what_they_see_on_one_device(name, window, monkeypatch):
+    monkeypatch.setitem(attention.FLASH, name, KERNELS[name])
+    keys = jax.random.split(jax.random.key(3), 4)
+    q, k, v, weight = (jax.random.normal(key, (2, 300, 4, SIZE)) for key in keys)
+    k, v = k[:, :, :2].swapaxes(1, 2), v[:, :, :2].swapaxes(1, 2)
+    segments = jnp.asarray(np.repeat([[0, 1, 2], [0, 1, 0]], [7, 200, 93], axis=1))
+    real = (segments != 0)[..., None, None]
+
+    def outputs(run, q, k, v):
+        summed = lambda q, k, v: (jnp.where(real, run(q, k, v, segments, window), 0) * weight).sum()  # noqa: E731
+        return jax.value_and_grad(summed, (0, 1, 2))(q, k, v)
+
+    expected = outputs(through_xla, q, k, v)
+    with jax.set_mesh(make_mesh(1, 2, 2, 2)):
+        ours = jax.jit(partial(outputs, partial(flash_attention, name)))(q, k, v)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-4), ours, expected)
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -10,7 +10,7 @@ from jopsd.evaluate import clustered_interval, evaluate, wilson_interval
 from jopsd.prompts import Item
 from jopsd.rewards.score import Score
 from jopsd.sampling import Completion, SamplingParams
-from jopsd.trainer import _eval_metrics
+from jopsd.report import eval_metrics
 
 # Newcombe, Statistics in Medicine 17 (1998), table I: the score method without continuity correction.
 NEWCOMBE = [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)]
@@ -104,10 +104,10 @@ def test_an_evaluation_while_training_counts_each_source_and_their_plain_mean():
     items = [Item(p, {"student": list(ids)}) for p, (_, ids) in zip(problems, rows, strict=True)]
     found = evaluate(Answers(), items, SamplingParams(4), 2, 0, Answers(), graded)
     assert [[r.text for r in own] for own in found.rollouts] == [["1", "2"], ["1", "1"], ["2", "2"], ["1", "1"]]
-    metrics = _eval_metrics(found, 2)
+    metrics = eval_metrics(found, 2)
     assert metrics["accuracy"] == 5 / 8
     assert metrics["pass_at_2"] == 3 / 4
     assert (metrics["accuracy/a_x"], metrics["accuracy/b"]) == (1 / 2, 1.0)
     assert metrics["accuracy_mean_over_sources"] == 3 / 4
     alone = evaluate(Answers(), items[3:], SamplingParams(4), 1, 0, Answers(), graded)
-    assert set(_eval_metrics(alone, 1)) == {"accuracy", "accuracy_low", "accuracy_high"}
+    assert set(eval_metrics(alone, 1)) == {"accuracy", "accuracy_low", "accuracy_high"}

@@ -249,7 +249,7 @@ def place(mesh, hidden, teachers, heads, batch):
     return (*jax.device_put((hidden, teachers), tokens), jax.device_put(heads, vocab), jax.device_put(batch, tokens))
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 8), (8, 1, 1)])
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 8), (8, 1, 1), (2, 1, 2, 2)])
 @pytest.mark.parametrize("name", ["clipped", "top_k_and_tail"])
 def test_every_mesh_gives_the_same_loss_gradients_and_statistics(shape, name):
     mesh, arguments = make_mesh(*shape), case()

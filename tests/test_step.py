@@ -203,11 +203,12 @@ def test_loss_and_gradient_do_not_depend_on_micro_batch_padding_order_or_mesh(me
     assert_close(jax.device_get(sharded), reference)
 
 
-def test_full_training_equals_the_plain_definition_on_one_device_and_on_a_mesh():
+@pytest.mark.parametrize("shape", [(1, 4, 2), (1, 2, 2, 2)], ids=["without context", "with context"])
+def test_full_training_equals_the_plain_definition_on_one_device_and_on_a_mesh(shape):
     cfg = ModelConfig(64, 32, 2, 4, 2, 8, 64, tie_embeddings=False)
     model, _ = model_and_adapter(cfg)
     student = jax.tree.map(lambda x: x * 1.05, model)
-    method, batch, mesh = Opsd(alpha=0.5), random_batch(), make_mesh(1, 4, 2)
+    method, batch, mesh = Opsd(alpha=0.5), random_batch(), make_mesh(*shape)
     reference = plain_loss_and_gradient(method, student, model, batch)
     assert_close(fused(method, single_device_mesh(), student, model, batch), reference)
     with jax.set_mesh(mesh):

@@ -6,10 +6,11 @@ cotangent of every token is 1. That costs four matrix products (student and teac
 frozen head) where recomputation in a backward pass costs six, and its temporary memory is one chunk of logits plus one
 head-sized accumulator, whatever B and T are.
 
-On a mesh the kernel runs under `jax.shard_map`: tokens stay on their `(data, fsdp)` shard, the head stays split over
-`tensor`, only per-token numbers cross between vocabulary shards, and the head's gradient is reduced once.
+On a mesh the kernel runs under `jax.shard_map`: tokens stay on their `(data, fsdp, context)` shard, the head stays
+split over `tensor`, only per-token numbers cross between vocabulary shards, and the head's gradient is reduced once.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -24,8 +25,7 @@ from jopsd.losses.vocabulary import log_softmax
 Value = Callable[..., jax.Array]
 Statistics = Callable[..., dict[str, jax.Array]]
 
-_TOKEN_AXES = ("data", "fsdp")
-_VOCAB_AXIS = "tensor"
+_ROWS, _COLUMNS, _VOCAB_AXIS = ("data", "fsdp"), "context", "tensor"
 
 
 class _Plan(NamedTuple):
@@ -37,6 +37,16 @@ class _Plan(NamedTuple):
     chunk: int
     train_head: bool
     mesh: Mesh | None
+
+    @property
+    def split(self) -> tuple[str, ...]:
+        """The axes of the mesh over which tokens are split."""
+        return (*_ROWS, _COLUMNS) if _COLUMNS in self.mesh.shape else _ROWS
+
+    @property
+    def scatter(self) -> tuple[str, ...]:
+        """Those that keep a part of the head's gradient each: all but replicas."""
+        return self.split[1:]
 
 
 class _Inputs(NamedTuple):
@@ -140,7 +150,13 @@ def _run(plan: _Plan, inputs: _Inputs, gradients: bool):
     """(loss, statistics, gradient of the hidden states, gradient of the head), over the mesh if there is one."""
     if plan.mesh is None:
         return _chunks(plan, inputs, gradients)
-    token = P(_TOKEN_AXES)
+    width = inputs.mask.shape[1]
+    if added := -width % plan.mesh.shape.get(_COLUMNS, 1):
+        widen = lambda x: jnp.pad(x, [(0, 0), (0, added)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
+        wider = jax.tree.map(widen, inputs._replace(heads={}))._replace(heads=inputs.heads)
+        loss, statistics, grad_hidden, grad_head = _run(plan, wider, gradients)
+        return loss, *jax.tree.map(lambda x: x[:, :width], (statistics, grad_hidden)), grad_head
+    token = P(_ROWS, *plan.split[2:])
     specs = _Inputs(
         hidden=dict.fromkeys(inputs.hidden, token),
         heads=dict.fromkeys(inputs.heads, P(_VOCAB_AXIS)),
@@ -148,7 +164,7 @@ def _run(plan: _Plan, inputs: _Inputs, gradients: bool):
         constants=dict.fromkeys(inputs.constants, token),
         mask=token,
     )
-    head_spec = P(_VOCAB_AXIS, "fsdp" if _scatters(plan, inputs) else None)
+    head_spec = P(_VOCAB_AXIS, plan.scatter if _scatters(plan, inputs) else None)
     out = (P(), token, token if gradients else P(), head_spec if gradients and plan.train_head else P())
     return jax.shard_map(
         partial(_chunks, plan, gradients=gradients, scatter=_scatters(plan, inputs)),
@@ -159,7 +175,8 @@ def _run(plan: _Plan, inputs: _Inputs, gradients: bool):
 
 
 def _scatters(plan: _Plan, inputs: _Inputs) -> bool:
-    return inputs.heads["student"].shape[1] % plan.mesh.shape["fsdp"] == 0 if "student" in inputs.heads else False
+    parts = math.prod(plan.mesh.shape[axis] for axis in plan.scatter)
+    return "student" in inputs.heads and inputs.heads["student"].shape[1] % parts == 0
 
 
 def _chunks(plan: _Plan, inputs: _Inputs, gradients: bool, scatter: bool = False):
@@ -176,7 +193,7 @@ def _chunks(plan: _Plan, inputs: _Inputs, gradients: bool, scatter: bool = False
 
     carry = jax.lax.fori_loop(0, (count + chunk - 1) // chunk, body, _zero_carry(plan, flat, chunk, gradients))
     if plan.mesh is not None:
-        carry = _reduce(carry, scatter)
+        carry = _reduce(plan, carry, scatter)
     tokens_again = lambda x: x.reshape(*shape, *x.shape[1:])  # noqa: E731
     statistics, grad_hidden = jax.tree.map(tokens_again, (carry["statistics"], carry.get("hidden")))
     return carry["loss"], statistics, grad_hidden, carry.get("head")
@@ -245,11 +262,12 @@ def _zero_carry(plan: _Plan, flat: _Inputs, chunk: int, gradients: bool) -> dict
             jnp.zeros(shape, wide) if plan.mesh is None else jax.lax.pcast(jnp.zeros(shape, wide), axes, to="varying")
         )
 
-    carry = {"loss": zeros((), _TOKEN_AXES), "statistics": {n: zeros((tokens,), _TOKEN_AXES) for n in reported}}
+    split = () if plan.mesh is None else plan.split
+    carry = {"loss": zeros((), split), "statistics": {n: zeros((tokens,), split) for n in reported}}
     if gradients:
-        carry["hidden"] = zeros(flat.hidden["student"].shape, (*_TOKEN_AXES, _VOCAB_AXIS))
+        carry["hidden"] = zeros(flat.hidden["student"].shape, (*split, _VOCAB_AXIS))
     if gradients and plan.train_head:
-        carry["head"] = zeros(flat.heads["student"].shape, (*_TOKEN_AXES, _VOCAB_AXIS))
+        carry["head"] = zeros(flat.heads["student"].shape, (*split, _VOCAB_AXIS))
     return carry
 
 
@@ -266,21 +284,21 @@ def _add_chunk(carry: dict, index: jax.Array, loss, reported, dh, dw) -> dict:
     return new
 
 
-def _reduce(carry: dict, scatter: bool) -> dict:
+def _reduce(plan: _Plan, carry: dict, scatter: bool) -> dict:
     """Sums over the mesh what each shard accumulated alone. Statistics are already whole."""
-    new = {**carry, "loss": jax.lax.psum(carry["loss"], _TOKEN_AXES)}
+    new = {**carry, "loss": jax.lax.psum(carry["loss"], plan.split)}
     if "hidden" in carry:
         new["hidden"] = jax.lax.psum(carry["hidden"], _VOCAB_AXIS)
     if "head" in carry:
-        new["head"] = _reduce_head(carry["head"], scatter)
+        new["head"] = _reduce_head(plan, carry["head"], scatter)
     return new
 
 
-def _reduce_head(gradient: jax.Array, scatter: bool) -> jax.Array:
-    """Sums the head's gradient over the token shards, leaving each fsdp shard only the columns it owns."""
+def _reduce_head(plan: _Plan, gradient: jax.Array, scatter: bool) -> jax.Array:
+    """Sums the head's gradient over the token shards, leaving each shard of the table only the columns it owns."""
     if not scatter:
-        return jax.lax.psum(gradient, _TOKEN_AXES)
-    return jax.lax.psum(jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=1, tiled=True), "data")
+        return jax.lax.psum(gradient, plan.split)
+    return jax.lax.psum(jax.lax.psum_scatter(gradient, plan.scatter, scatter_dimension=1, tiled=True), "data")
 
 
 def _real(mesh: Mesh | None) -> Mesh | None:

@@ -58,37 +58,50 @@ def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> 
 
 
 def cudnn_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, window: int | None, implementation: str = "cudnn"
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments: jax.Array,
+    window: int | None,
+    offset: int = 0,
+    implementation: str = "cudnn",
 ) -> jax.Array:
-    """cuDNN's flash attention, on one GPU. Causality and window skip work; segments are a bias of [B,1,T,T].
+    """cuDNN's flash attention, on one GPU. Causality and window skip work; segments are a bias of [B,1,T,S].
 
     Args:
-      q: [B,T,N,H] in bfloat16 or float16; k, v: [B,K,T,H]; segments: [B,T]; window: as in `Sight`.
+      q: [B,T,N,H] in bfloat16 or float16; k, v: [B,K,S,H]; segments: [B,S]; window: as in `Sight`.
+      offset: the column of the first query. S is offset + T: what stands behind the last query is not given.
 
     Returns:
       [B,T,N,H].
     """
     length = q.shape[1]
-    q, k, v, segments = _lengthen(2, q, k, v, segments)  # its gradient with a bias wants an even length
+    if offset == 0:
+        q, k, v, segments = _lengthen(2, q, k, v, segments)  # its gradient with a bias wants an even length
+        mask = segments[:, :, None] == segments[:, None, :]
+        causal = {"is_causal": True, "local_window_size": None if window is None else (window - 1, 0)}
+    else:
+        column = offset + jnp.arange(length)[None]
+        mask, causal = Sight(segments[:, offset:], segments, column, window).mask(), {}
     out = jax.nn.dot_product_attention(
-        q,
-        k.swapaxes(1, 2),
-        v.swapaxes(1, 2),
-        mask=segments[:, None, :, None] == segments[:, None, None, :],
-        is_causal=True,
-        local_window_size=None if window is None else (window - 1, 0),
-        implementation=implementation,
+        q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask=mask[:, None], **causal, implementation=implementation
     )
     return out[:, :length]
 
 
 def splash_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, window: int | None, interpret: bool = False
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments: jax.Array,
+    window: int | None,
+    offset: int = 0,
+    interpret: bool = False,
 ) -> jax.Array:
     """Pallas splash attention, on one TPU core. Blocks that nothing sees are skipped.
 
     Args:
-      q: [B,T,N,H]; k, v: [B,K,T,H]; segments: [B,T]; window: as in `Sight`.
+      q, k, v, segments, window, offset: as in `cudnn_attention`; an offset is a multiple of 128, and so is T then.
       interpret: run the kernel in plain XLA, on any device and slowly.
 
     Returns:
@@ -99,11 +112,11 @@ def splash_attention(
 
     length, heads, size = q.shape[1:]
     q = (q.astype(jnp.float32) * size**-0.5).astype(q.dtype)
-    q, k, v, segments = _lengthen(128, q, k, v, segments)  # blocks are multiples of 128 tokens
-    width = q.shape[1]
-    block = next(block for block in (512, 256, 128) if width % block == 0)
-    shape = (width, width)
-    seen = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
+    if offset == 0:
+        q, k, v, segments = _lengthen(128, q, k, v, segments)  # blocks are multiples of 128 tokens
+    shape = (q.shape[1], k.shape[2])
+    block = next(block for block in (512, 256, 128) if all(width % block == 0 for width in shape))
+    seen = masks.CausalMask(shape, offset) if window is None else masks.LocalMask(shape, (window - 1, 0), offset)
     kernel = kernels.make_splash_mha_single_device(
         masks.MultiHeadMask([seen] * heads),
         block_sizes=kernels.BlockSizes(
@@ -114,8 +127,8 @@ def splash_attention(
         ),
         interpret=interpret,
     )
-    out = jax.vmap(kernel)(q.swapaxes(1, 2), k, v, kernels.SegmentIds(segments, segments))
-    return out.swapaxes(1, 2)[:, :length].astype(q.dtype)
+    ids = kernels.SegmentIds(segments[:, offset:], segments)
+    return jax.vmap(kernel)(q.swapaxes(1, 2), k, v, ids).swapaxes(1, 2)[:, :length].astype(q.dtype)
 
 
 def _lengthen(multiple: int, q, k, v, segments) -> list[jax.Array]:
@@ -158,7 +171,7 @@ def unavailable(name: str, dtype: str) -> str | None:
 
 
 def flash_attention(name: str, q, k, v, segments: jax.Array, window: int | None) -> jax.Array:
-    """A kernel of `FLASH` on whole sequences, each device on its own rows and heads of the mesh in scope.
+    """A kernel of `FLASH` on whole sequences, each device on its own rows, columns and heads of the mesh in scope.
 
     Args:
       q: [B,T,N,H]; k, v: [B,K,T,H]; segments: [B,T] int32.
@@ -170,6 +183,9 @@ def flash_attention(name: str, q, k, v, segments: jax.Array, window: int | None)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return kernel(q, k, v, segments)
+    length, context = q.shape[1], mesh.shape.get("context", 1)
+    if context > 1:
+        q, k, v, segments = _lengthen(128 * context, q, k, v, segments)
     rows = math.prod(mesh.shape[axis] for axis in BATCH)
     batch = BATCH if q.shape[0] % rows == 0 else None
     parts = mesh.shape["tensor"]
@@ -178,8 +194,24 @@ def flash_attention(name: str, q, k, v, segments: jax.Array, window: int | None)
     heads = "tensor" if q.shape[2] % (k.shape[1] * repeats) == 0 else None
     if heads and repeats > 1:
         k, v = (jnp.repeat(x, repeats, axis=1) for x in (k, v))
-    wide, narrow = P(batch, None, heads, None), P(batch, heads, None, None)
+    wide, narrow = P(batch, "context" if context > 1 else None, heads, None), P(batch, heads, None, None)
     # Kernels do not say over which axes their outputs vary, so that is not checked.
-    return jax.shard_map(kernel, in_specs=(wide, narrow, narrow, P(batch, None)), out_specs=wide, check_vma=False)(
-        q, k, v, segments
+    run = jax.shard_map(
+        partial(_own_columns, kernel, context),
+        in_specs=(wide, narrow, narrow, P(batch, None)),
+        out_specs=wide,
+        check_vma=False,
     )
+    return run(q, k, v, segments)[:, :length]
+
+
+def _own_columns(kernel: Callable, context: int, q, k, v, segments):
+    """This device's run of query columns against all keys up to its last: one compiled branch for each place."""
+    if context == 1:
+        return kernel(q, k, v, segments)
+
+    def at(place):
+        begin, end = place * q.shape[1], (place + 1) * q.shape[1]
+        return lambda: kernel(q, k[:, :, :end], v[:, :, :end], segments[:, :end], offset=begin)
+
+    return jax.lax.switch(jax.lax.axis_index("context"), [at(place) for place in range(context)])

@@ -182,10 +182,11 @@ class Block(nnx.Module):
         norm = lambda h, scale: rms_norm(h, scale[...], cfg.rms_eps)  # noqa: E731
         before, after = (norm, lambda h, _: h) if cfg.norm == "pre" else (lambda h, _: h, norm)
         attended, kv = self._attend(cfg, before(x, self.attn_norm), kv, layer, project, ctx)
-        x = constrain(x + after(project(attended, "o"), self.attn_norm), "activation")
+        pin = partial(constrain, kind="activation" if kv is None else "reading")
+        x = pin(x + after(project(attended, "o"), self.attn_norm))
         h = before(x, self.mlp_norm)
         h = project(jax.nn.silu(project(h, "gate")) * project(h, "up"), "down")
-        return constrain(x + after(h, self.mlp_norm), "activation"), kv
+        return pin(x + after(h, self.mlp_norm)), kv
 
     def _attend(self, cfg: ModelConfig, h, kv, layer, project, ctx: _Context):
         """What the heads read [B,T,N*H] for h [B,T,D], and the cache pair with this layer's keys and values."""
@@ -207,6 +208,8 @@ class Block(nnx.Module):
         if ctx.backend in FLASH:
             attended = flash_attention(ctx.backend, q, keys, values, ctx.sight.segments, ctx.sight.window)
         else:
+            if kv is None:
+                q, keys, values = constrain(q, "queries"), constrain(keys, "keys"), constrain(values, "keys")
             attended = xla_attention(q, keys, values, ctx.mask)
         return attended.reshape(*h.shape[:2], -1), kv
 
@@ -273,7 +276,7 @@ class Decoder(nnx.Module):
             for kind in sorted(set(cfg.pattern))
         }
         table = constrain(self.embed[...], "lookup")
-        x = constrain(table[tokens].astype(cfg.dtype), "activation")
+        x = constrain(table[tokens].astype(cfg.dtype), "activation" if cache is None else "reading")
         kv = None if cache is None else (cache.k, cache.v)
         x, kv = self._walk(x, kv, adapter, contexts)
         h = rms_norm(x, self.final_norm[...], cfg.rms_eps)
@@ -319,7 +322,10 @@ def _context(cfg: ModelConfig, kind: str, positions: jax.Array, sight: Sight, st
     sight = sight._replace(window=cfg.window if kind == "sliding" else None)
     # The kernels are for whole sequences; reading a cache is bound by memory, and XLA does that well.
     backend = "xla" if start is not None else choose(cfg.attention, cfg.dtype, cfg.head_dim)
-    return _Context(cos, sin, sight, None if backend in FLASH else sight.mask(), backend, start)
+    mask = None if backend in FLASH else sight.mask()
+    if mask is not None and start is None:
+        mask = constrain(mask, "sight")
+    return _Context(cos, sin, sight, mask, backend, start)
 
 
 def parameter_count(cfg: ModelConfig) -> int:

@@ -1,37 +1,49 @@
-"""Where each array lives on a `(data, fsdp, tensor)` mesh: one table, keyed by the last parts of a leaf's path.
+"""Where each array lives on a `(data, fsdp, context, tensor)` mesh: one table, by the last parts of a leaf's path.
 
 The same table covers parameters, adapters, optimiser moments and checkpoints, because all of them end in these names.
+Axes that a mesh lacks are left out of it.
 """
+
+import math
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 BATCH = ("data", "fsdp")
+ROWS = (*BATCH, "context")  # of what has no columns to split: slots of a sampler
 
 # Kernels are [L,in,out]. "column" kernels split their output over tensor, "row" kernels their input, so that one
-# all-reduce closes attention and one the feed-forward. fsdp splits the other side.
-_COLUMN, _ROW = P(None, "fsdp", "tensor"), P(None, "tensor", "fsdp")
+# all-reduce closes attention and one the feed-forward. fsdp splits the other side, and so does context: the weights
+# are the same for all columns.
+FSDP = ("fsdp", "context")
+_WIDE = ("tensor", *FSDP)
+_COLUMN, _ROW = P(None, FSDP, "tensor"), P(None, "tensor", FSDP)
 SPECS: dict[tuple[str, ...], P] = {
-    ("embed",): P("tensor", "fsdp"),
-    ("lm_head",): P("tensor", "fsdp"),
+    ("embed",): P("tensor", FSDP),
+    ("lm_head",): P("tensor", FSDP),
     **{(name,): _COLUMN for name in ("q", "k", "v", "gate", "up")},
     **{(name,): _ROW for name in ("o", "down")},
     **{(f"{name}_bias",): P(None, "tensor") for name in ("q", "k", "v", "gate", "up")},
     # Adapters: the wide side over everything, the rank never.
-    **{("a", name): P(None, ("tensor", "fsdp"), None) for name in ("q", "k", "v", "o", "gate", "up", "down")},
-    **{("b", name): P(None, None, ("tensor", "fsdp")) for name in ("q", "k", "v", "o", "gate", "up", "down")},
+    **{("a", name): P(None, _WIDE, None) for name in ("q", "k", "v", "o", "gate", "up", "down")},
+    **{("b", name): P(None, None, _WIDE) for name in ("q", "k", "v", "o", "gate", "up", "down")},
 }
 
 ACTIVATIONS = {
-    "activation": P(BATCH, None, None),
+    "activation": P(BATCH, "context", None),
+    # Queries keep their columns; keys and values are gathered, so that each query finds all of its own.
+    "queries": P(BATCH, "context", "tensor", None),
+    "keys": P(BATCH, "tensor", None, None),
+    "sight": P(BATCH, "context", None),
+    "reading": P(ROWS, None, None),  # with a cache: a token or a prompt at a time
     # The embedding table is gathered over fsdp before the lookup; otherwise XLA replicates the looked-up rows.
     "lookup": P("tensor", None),
     # One layer's adapter factors are gathered before use. Left split, they make XLA's partitioner guess, and on a mesh
     # with all three axes above 1 it guessed a decode step that was wrong.
     "factor": P(None, None),
-    "rows": P(BATCH),
-    "cache": P(None, BATCH, "tensor"),
+    "rows": P(ROWS),
+    "cache": P(None, ROWS, "tensor"),
 }
 
 
@@ -69,15 +81,16 @@ def constrain(x: jax.Array, kind: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, _divisible(ACTIVATIONS[kind], x.shape, mesh))
 
 
-def _divisible(spec: P, shape: tuple[int, ...], mesh) -> P:
-    sizes = dict(mesh.shape)
+def present(axes, mesh) -> tuple[str, ...]:
+    """Those of some axes (one name, several, or None) that the mesh has."""
+    return tuple(name for name in ((axes,) if isinstance(axes, str) else axes or ()) if name in mesh.shape)
 
+
+def _divisible(spec: P, shape: tuple[int, ...], mesh) -> P:
     def fit(axes, length):
-        names = (axes,) if isinstance(axes, str) else tuple(axes or ())
-        parts = 1
-        for name in names:
-            parts *= sizes.get(name, 1)
-        return axes if names and all(n in sizes for n in names) and length % parts == 0 else None
+        names = present(axes, mesh)
+        parts = math.prod(mesh.shape[name] for name in names)
+        return (names if len(names) > 1 else names[0]) if names and length % parts == 0 else None
 
     padded = tuple(spec) + (None,) * (len(shape) - len(spec))
     return P(*(fit(axes, length) for axes, length in zip(padded, shape, strict=False)))

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 
 from jopsd.sampling.engine import Engine, Row, expand, read_chunk
@@ -13,10 +14,15 @@ class LoopSampler:
     """A `Sampler` that decodes only while its iterator is being read.
 
     On several processes, each must call it with the same requests; the schedule is then the same everywhere.
+
+    Attributes:
+      collective: whether it draws on devices of several processes.
     """
 
     def __init__(self, engine: Engine):
         self.engine = engine
+        here = jax.process_index()
+        self.collective = engine.mesh is not None and any(d.process_index != here for d in engine.mesh.devices.flat)
         self._open: set[object] = set()
         self._closed = False
 

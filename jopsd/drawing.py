@@ -1,0 +1,111 @@
+"""What rollouts are drawn with: the sampler that a config asks for, and the form in which it gets the weights."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jopsd.config import Config, ConfigError
+from jopsd.mesh import host_mesh, on_host
+from jopsd.models.decoder import Decoder
+from jopsd.models.quantize import int8_projections
+from jopsd.models.sharding import tree_shardings
+from jopsd.sampling import Policy, Sampler, make_sampler
+from jopsd.sampling.pool import open_pool
+from jopsd.setup import Task, Weights, model_dir
+from jopsd.step import TrainState
+from jopsd.teachers import student_policy
+
+SERVED = ("remote", "openai")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A sampler, and how a policy becomes what it draws from.
+
+    exact: for evaluation. rounded: for rollouts, with int8 projections where the config says so.
+    """
+
+    sampler: Sampler
+    exact: Callable[[Policy], Policy]
+    rounded: Callable[[Policy], Policy]
+
+    def load(self, policy: Policy, version: int, exact: bool = False, keep: bool = False) -> None:
+        """The sampler draws from `policy` from now on. keep: its arrays may be donated while it still draws."""
+        if keep:
+            copied = lambda tree: jax.tree.map(jnp.copy, tree)  # noqa: E731
+            policy = Policy(policy.model, copied(policy.adapter)) if policy.adapter else copied(policy)
+        self.sampler.update((self.exact if exact else self.rounded)(policy), version)
+
+
+@contextmanager
+def open_drawing(
+    config: Config, task: Task, weights: Weights, state: TrainState, mesh: Mesh, run_dir: Path
+) -> Iterator[Drawing]:
+    """The `Drawing` of a run, closed on the way out.
+
+    Raises:
+      ConfigError: drawing ahead where that cannot be done.
+    """
+    sampling, base = config.sampling, weights.models.base
+    if sampling.ahead and sampling.backend not in SERVED and mesh.size > 1:
+        raise ConfigError(
+            f"sampling.ahead 1 with sampling.backend {sampling.backend} needs a single device, not {mesh.size}: two "
+            "programs over several devices may wait for each other; sample from servers (backend remote)"
+        )
+    policy = student_policy(state.trainable, base)
+    own_devices = sampling.backend == "jetstream" and jax.process_count() > 1
+    place = (lambda tree: on_host(tree, mesh)) if own_devices else (lambda tree: tree)
+    exact = _with_base(config, base, place, lambda model: model)
+    rounded = exact
+    if sampling.weights == "int8" and config.method.trains_on == "rollouts":
+        rounded = _with_base(config, base, place, lambda model: _rounded(model, mesh))
+    with closing(_make_sampler(config, task, weights, policy, exact, mesh, run_dir)) as sampler:
+        yield Drawing(sampler, exact, rounded)
+
+
+def _with_base(config: Config, base: Decoder | None, place: Callable, form: Callable) -> Callable[[Policy], Policy]:
+    """Puts a policy into a form and a place; the frozen model under an adapter once, a model that trains each time."""
+    if config.lora is None:
+        return lambda policy: Policy(place(form(policy.model)), None)
+    once = place(form(base))
+    return lambda policy: Policy(once, place(policy.adapter))
+
+
+def _rounded(model: Decoder, mesh: Mesh) -> Decoder:
+    shapes = jax.eval_shape(int8_projections, model)
+    return jax.jit(int8_projections, out_shardings=tree_shardings(shapes, mesh))(model)
+
+
+def _make_sampler(config: Config, task: Task, weights: Weights, policy: Policy, exact, mesh, run_dir: Path) -> Sampler:
+    longest = lambda items: max((len(item.prompts["student"]) for item in items), default=0)  # noqa: E731
+    sampling = config.sampling
+    limits = [longest(task.train) + sampling.max_new_tokens]
+    if config.eval is not None:
+        limits.append(longest(task.held_out) + config.eval.max_new_tokens)
+    max_stop_ids = max(len(task.stop_ids), 1)
+    if sampling.backend in SERVED:
+        return open_pool(
+            sampling,
+            run_dir,
+            weights.model_config,
+            policy,
+            max_length=max(limits),
+            max_stop_ids=max_stop_ids,
+            model_dir=model_dir(config.model),
+            rslora=config.lora is not None and config.lora.rslora,
+        )
+    return make_sampler(
+        sampling.backend,
+        weights.model_config,
+        exact(policy),
+        slots=sampling.slots,
+        max_length=max(limits),
+        chunk=sampling.chunk,
+        mesh=host_mesh(mesh) if sampling.backend == "jetstream" else mesh,
+        max_stop_ids=max_stop_ids,
+    )
