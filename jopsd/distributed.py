@@ -193,8 +193,12 @@ def require_shared_folder(folder: Path) -> None:
 def leave() -> None:
     """Ends a process of several after an error, at once: a polite end would wait for the others, who wait for it."""
     if jax.process_count() > 1:
-        print(f"process {jax.process_index()} of {jax.process_count()} ends, and so will the others", file=sys.stderr)
-        sys.stderr.flush()
+        print(
+            f"process {jax.process_index()} of {jax.process_count()} ends, and so will the others; where one was lost "
+            "or ended before, its own log says why. The same command on all hosts goes on from the newest checkpoint.",
+            file=sys.stderr,
+            flush=True,
+        )
         sys.stdout.flush()
         os._exit(1)
 

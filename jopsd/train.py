@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-import traceback
 
 ENDS = (ValueError, OSError, ImportError)  # of input that is not as it should be
 
@@ -26,6 +25,8 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         config = load_config(args.config, args.overrides)
+        import jax
+
         from jopsd import distributed
 
         distributed.join(distributed.find_layout(args.coordinator, args.processes, args.process, os.environ))
@@ -38,9 +39,12 @@ def main(argv: list[str] | None = None) -> int:
         summary = train(config)
     except (*ENDS, TrainingError, CheckpointError, SamplerError, distributed.DistributedError) as error:
         code = _fail(error)
-    except Exception:
-        traceback.print_exc()
-        code = 1
+    except Exception as error:
+        # Of several processes, the first to see that another is gone is a program that waits for it.
+        lost = jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError)
+        if not lost:
+            raise
+        code = _fail(error)
     else:
         # Told to end and saved: to whatever starts runs again, 0 would say that this one is done.
         return int(os.environ.get("JOPSD_STOPPED_EXIT", "0")) if summary is None else 0

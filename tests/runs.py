@@ -66,6 +66,36 @@ def start(config: Path, env: dict[str, str], *overrides: str, file_limit: int | 
         return subprocess.Popen(command, cwd=config.parent, env=env, stdout=log, stderr=subprocess.STDOUT)
 
 
+def start_together(config: Path, *overrides: str, processes: int = 2, devices: int = 4) -> list[subprocess.Popen]:
+    """Training in several processes of so many CPU devices each. Output goes to <config>.<process>.log."""
+    commands = [sys.executable, "-m", "jopsd.train", "--config", str(config), *overrides]
+    joined = ["--coordinator", f"localhost:{free_port()}", "--processes", str(processes)]
+    started = []
+    for index in range(processes):
+        with config.with_suffix(f".{index}.log").open("w") as log:
+            command = [*commands, *joined, "--process", str(index)]
+            env = environment(devices)
+            started.append(subprocess.Popen(command, cwd=config.parent, env=env, stdout=log, stderr=subprocess.STDOUT))
+    return started
+
+
+def end_together(config: Path, processes: list[subprocess.Popen], timeout: float = 400) -> list[int]:
+    """Exit codes. A process still there after `timeout` seconds is killed."""
+    deadline = time.monotonic() + timeout
+    try:
+        return [process.wait(timeout=max(deadline - time.monotonic(), 0.1)) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 def run(config: Path, env: dict[str, str], *overrides: str, fails: bool = False, file_limit: int | None = None) -> str:
     """Trains to the end and returns what it printed. fails: it must exit with 1 instead of 0."""
     log = config.with_suffix(".log")
@@ -144,9 +174,7 @@ mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(1, 4, 2), ("data", "fsd
 
 def in_two_processes(code: str, *arguments) -> None:
     """Runs code in two processes of four devices each, joined by jax.distributed; it finds `arguments` and `mesh`."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     script = [sys.executable, "-c", _IN_TWO + textwrap.dedent(code)]
     both = [
         subprocess.Popen(
