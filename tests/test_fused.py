@@ -1,6 +1,6 @@
 """The fused vocabulary loss against full logits in float64, a checkpointed map in float32, numpy, and on meshes."""
 
-import re
+import math
 from functools import partial
 
 import jax
@@ -14,6 +14,7 @@ from jopsd.batch import TrainBatch
 from jopsd.losses import entropy, fused_loss, fused_statistics, loss_from_logits, token_logprobs
 from jopsd.mesh import make_mesh
 from jopsd.methods import Opsd, PwOpsd, Sft
+from jopsd.plan.hlo import collectives
 
 METHODS = {
     "kl_teacher_student": Opsd(alpha=0.0),
@@ -263,30 +264,6 @@ def test_every_mesh_gives_the_same_loss_gradients_and_statistics(shape, name):
     jax.tree.map(partial(np.testing.assert_allclose, atol=3e-6), dict(ours[0][1]), want)
 
 
-def collectives(hlo: str) -> list[tuple[str, int, bool]]:
-    """(operation, elements of its largest result, whether it is inside a loop) of compiled HLO text."""
-    bodies, here = {}, None
-    for line in hlo.splitlines():
-        if start := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*->.*\{$", line):
-            bodies[here := start[1]] = []
-        elif here:
-            bodies[here].append(line)
-    called = {name: set(re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)", "\n".join(lines)))
-              for name, lines in bodies.items()}  # fmt: skip
-    inside = {b for lines in bodies.values() for line in lines for b in re.findall(r"body=%?([\w.\-]+)", line)}
-    while more := {c for name in inside for c in called.get(name, ())} - inside:
-        inside |= more
-    found = []
-    for name, lines in bodies.items():
-        for line in lines:
-            if op := re.search(
-                r"= (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)\S*\(", line
-            ):
-                sizes = [np.prod([int(n) for n in dims.split(",") if n]) for dims in re.findall(r"\[([\d,]*)\]", op[1])]
-                found.append((op[2], int(max(sizes)), name in inside))
-    return found
-
-
 def test_the_loop_exchanges_only_numbers_per_token_and_nothing_is_gathered():
     mesh, chunk = make_mesh(2, 2, 2), 4
     arguments = case(8, 16, 16, 16, 128)
@@ -295,7 +272,8 @@ def test_the_loop_exchanges_only_numbers_per_token_and_nothing_is_gathered():
         loss = lambda h, t, heads, batch: fused(METHODS["jsd"], h, t, heads, batch, chunk=chunk, mesh=mesh_argument)  # noqa: E731
         run = jax.jit(jax.value_and_grad(lambda h, w, t, heads, b: loss(h, t, {**heads, "student": w}, b)[0], (0, 1)))
         hidden, teachers, heads, batch = arguments
-        return collectives(run.lower(hidden, heads["student"], teachers, heads, batch).compile().as_text())
+        text = run.lower(hidden, heads["student"], teachers, heads, batch).compile().as_text()
+        return [(c.kind, math.prod(c.largest[1]), c.dynamic) for c in collectives(text)]
 
     placed = place(mesh, *arguments)
     with jax.set_mesh(mesh):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jopsd.mesh import make_mesh, put_rows, token_shards
+from jopsd.mesh import local_rows, make_mesh, put_rows, token_shards
 from jopsd.models.hf import load_pretrained, read_config
 from jopsd.models.lora import init_adapter
 from jopsd.models.sharding import tree_shardings
@@ -43,6 +43,48 @@ def test_minus_one_takes_the_devices_that_are_left(sizes, shape):
 def test_sizes_that_do_not_multiply_to_the_devices_are_refused(sizes, told):
     with pytest.raises(ValueError, match=told):
         make_mesh(**sizes)
+
+
+def test_context_stands_before_tensor_and_only_where_it_is_asked_for():
+    mesh = make_mesh(1, 2, 2, context=2)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "context": 2, "tensor": 2}
+    assert token_shards(mesh) == 2
+
+
+@pytest.mark.parametrize("slices", [1, 2, 4])
+def test_only_data_spans_slices(slices):
+    mesh = make_mesh(data=4, fsdp=1, tensor=2, slices=slices)
+    runs = [set(range(i * 8 // slices, (i + 1) * 8 // slices)) for i in range(slices)]
+    for index, part in enumerate(np.split(mesh.devices, slices, axis=0)):
+        assert {device.id for device in part.flat} == runs[index]
+
+
+class Sliced:
+    """A device that says which slice it is in, as a TPU of several slices does."""
+
+    platform, device_kind, process_index = "cpu", "cpu", 0
+
+    def __init__(self, number, slice_index):
+        self.id, self.slice_index = number, slice_index
+
+
+def test_devices_that_name_their_slice_are_kept_together_whatever_their_order():
+    devices = [Sliced(i, i % 2) for i in range(8)]
+    mesh = make_mesh(data=2, fsdp=4, slices=2, devices=devices)
+    assert [{d.slice_index for d in part.flat} for part in mesh.devices] == [{0}, {1}]
+    with pytest.raises(ValueError, match="these devices are 2 slices, not 1: set mesh.slices: 2"):
+        make_mesh(data=2, fsdp=4, devices=devices)
+
+
+def test_slices_that_do_not_divide_data_are_refused():
+    with pytest.raises(ValueError, match="mesh.data 1 is not a multiple of mesh.slices 2"):
+        make_mesh(data=1, slices=2)
+
+
+def test_rows_of_a_batch_that_lie_here_are_all_of_them_in_one_process():
+    assert local_rows(make_mesh(2, 2, 2), 8) == list(range(8))
+    with pytest.raises(ValueError, match="6 rows do not split over 4 devices"):
+        local_rows(make_mesh(2, 2, 2), 6)
 
 
 def test_rows_are_split_over_data_and_fsdp_and_whole_over_tensor():
