@@ -17,7 +17,8 @@ CONFIGS = REPO / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("**/*.yaml"))
 PIECES = [name for name in FILES if (CONFIGS / name).read_text(encoding="utf-8").startswith("# A piece, not a run")]
 RUNNABLE = [name for name in FILES if name not in PIECES]
-EXAMPLES = [name for name in RUNNABLE if name in ("quickstart.yaml", "opsd.yaml") or name.startswith("tiny/")]
+OURSELVES = ("quickstart.yaml", "opsd.yaml", "tiny/", "scale/")  # no published run
+EXAMPLES = [name for name in RUNNABLE if name.startswith(OURSELVES)]
 RECIPES = [name for name in RUNNABLE if name not in EXAMPLES]
 ROWS = list(published.rows())
 

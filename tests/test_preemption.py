@@ -1,0 +1,125 @@
+"""Runs that are told to end, by a signal or by the notice of a cloud host, and their continuation."""
+
+import http.server
+import signal
+import threading
+import time
+
+import pytest
+
+from jopsd import preemption
+from jopsd.preemption import Preempted, listening
+from tests.runs import assert_same_run, environment, rows, run, start, write_config
+
+SHORT = {"lora": {"rank": 2, "alpha": 4}, "checkpoint": {"every": 100}, "log": {"tensorboard": False}}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    config = write_config(tmp_path_factory.mktemp("whole"), **SHORT)
+    run(config, environment())
+    return config.with_suffix("")
+
+
+def stop_when(config, text):
+    """Starts training, sends SIGTERM once the log holds `text`, and returns exit code and log."""
+    process, log = start(config, environment()), config.with_suffix(".log")
+    deadline = time.monotonic() + 200
+    try:
+        while text not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        return process.wait(timeout=120), log.read_text()
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("step 1/4", id="step"),
+        pytest.param("accuracy after step 2", id="evaluation", marks=pytest.mark.slow),
+        pytest.param("---\n", id="start", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_told_to_end_saves_and_goes_on_to_the_same_bits(whole, tmp_path, moment):
+    config = write_config(tmp_path, **SHORT)
+    code, log = stop_when(config, moment)
+    assert code == 0 and "told to end (SIGTERM)" in log, log
+    assert not (config.with_suffix("") / "summary.json").exists()
+    run(config, environment())
+    assert_same_run(config.with_suffix(""), whole)
+    assert (config.with_suffix("") / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_cut_short_is_made_up_for_once(whole, tmp_path):
+    config = write_config(tmp_path, **SHORT)
+    # From here on until the last evaluation is over, the run draws and grades held-out problems.
+    code, log = stop_when(config, "step 4/4")
+    assert code == 0
+    run(config, environment())
+    evaluated = [row["step"] for row in rows(config.with_suffix("")) if "eval/accuracy" in row]
+    assert evaluated == [0, 2, 4]
+    assert_same_run(config.with_suffix(""), whole)
+
+
+def test_the_signal_is_taken_only_while_a_run_listens():
+    before = signal.getsignal(signal.SIGTERM)
+    with listening() as notice:
+        assert not notice.reached(0)
+        notice.check()
+        signal.raise_signal(signal.SIGTERM)
+        assert notice.reached(1)
+        with pytest.raises(Preempted):
+            notice.check()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "a second one ends the process"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+class Metadata(http.server.BaseHTTPRequestHandler):
+    """A cloud host's metadata server."""
+
+    answers: dict = {}
+
+    def do_GET(self):
+        known = self.headers["Metadata-Flavor"] == "Google" and self.path.startswith("/computeMetadata/v1/instance/")
+        answer = self.answers.get(self.path.rsplit("/", 1)[-1]) if known else None
+        self.send_response(404 if answer is None else 200)
+        self.end_headers()
+        self.wfile.write((answer or "").encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("notice", "told"),
+    [
+        ({"maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE"}, True),
+        ({"maintenance-event": "NONE", "preempted": "TRUE"}, True),
+        ({"maintenance-event": "NONE", "preempted": "FALSE"}, False),
+        ({}, False),
+    ],
+)
+def test_the_notice_of_maintenance_is_a_signal_to_end(monkeypatch, notice, told):
+    monkeypatch.setattr(preemption, "_EVERY", 0.02)
+    monkeypatch.setattr(Metadata, "answers", notice)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.server_port}")
+        with listening() as given:
+            deadline = time.monotonic() + (5 if told else 0.3)
+            while time.monotonic() < deadline and not given.reached(0):
+                time.sleep(0.01)
+            assert given.reached(0) == told
+        server.shutdown()
+
+
+def test_a_metadata_server_that_is_not_there_is_no_notice(monkeypatch):
+    monkeypatch.setattr(preemption, "_EVERY", 0.01)
+    monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:9")
+    with listening() as given:
+        time.sleep(0.1)
+        assert not given.reached(0)
