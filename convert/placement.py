@@ -40,7 +40,8 @@ def parse_mesh(text: str) -> AbstractMesh:
         if axis not in AXES or axis in sizes or not number.isdecimal() or int(number) < 1:
             raise ValueError(f"--mesh {text!r}: {part!r} must be AXIS=N, each of {', '.join(AXES)} at most once, N > 0")
         sizes[axis] = int(number)
-    return AbstractMesh(tuple(sizes.get(axis, 1) for axis in AXES), AXES)
+    axes = tuple(axis for axis in AXES if axis != "context" or axis in sizes)  # as in `make_mesh`
+    return AbstractMesh(tuple(sizes.get(axis, 1) for axis in axes), axes)
 
 
 def place(tree, mesh: AbstractMesh) -> list[Placed]:

@@ -6,20 +6,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
-from jax.sharding import Mesh
 
 from eval.options import SERVERS, Options
 from jopsd.checkpoint import all_steps, find_step, parse_run
 from jopsd.config import load_config
 from jopsd.contexts import ContextConfig, SolutionContext
 from jopsd.mesh import make_mesh
-from jopsd.models.decoder import Decoder, ModelConfig
-from jopsd.models.hf import CONFIG, load_pretrained, read_config
+from jopsd.models.decoder import Decoder
+from jopsd.models.hf import CONFIG, read_config
 from jopsd.models.safetensors_files import read_json
+from jopsd.policies import load_policy
 from jopsd.prompts import with_template
-from jopsd.sampling import Policy, Sampler, connect, make_sampler
+from jopsd.sampling import Sampler, connect, make_sampler
 from jopsd.schema import Reading
-from jopsd.setup import BUILTIN, model_config, restore_policy, source_dir
+from jopsd.setup import BUILTIN, source_dir
 
 KEY = "OPENAI_API_KEY"  # environment variable that a server's key is read from
 WIDTH = 64  # cache widths are multiples of this, so that near lengths share a compiled program
@@ -83,21 +83,6 @@ def window_of(subject: Subject, options: Options) -> int | None:
     return options.max_length or (int(stated) if stated else None)
 
 
-def load_policy(subject: Subject, mesh: Mesh, base: Decoder | None = None) -> tuple[ModelConfig, Policy]:
-    """The weights. Nothing is merged or written. A run's base computes as its checkpoints do.
-
-    base: what a run with LoRA started from, where it is loaded already.
-    """
-    if subject.run_dir is None or subject.step == 0:
-        cfg = read_config(subject.directory)
-        if subject.run_dir is not None:
-            own = model_config(load_config(subject.run_dir / "config.yaml"), subject.directory)
-            cfg = replace(own, attention="auto")
-        return cfg, Policy(load_pretrained(subject.directory, cfg, mesh), None)
-    restored = restore_policy(subject.run_dir, subject.step, str(subject.directory), mesh, base)
-    return restored.model_config, restored.policy
-
-
 class Samplers:
     """One sampler at a time, made when it is first asked for and kept while the next subject's weights fit it.
 
@@ -129,8 +114,9 @@ class Samplers:
 
     def _set_weights(self, subject: Subject) -> None:
         mesh = make_mesh()
-        cfg, policy = load_policy(subject, mesh, self._base)
-        if subject.run_dir is not None and load_config(subject.run_dir / "config.yaml").lora is not None:
+        loaded = load_policy(str(subject.directory), subject.run_dir, subject.step, mesh, self._base)
+        cfg, policy = loaded.model_config, loaded.policy
+        if loaded.config is not None and loaded.config.lora is not None:
             self._base = policy.model  # of a sweep, read once
         shape = cfg, jax.tree.structure(policy), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(policy)]
         if self._sampler is not None and self._shape == shape:

@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from jopsd.models.sharding import BATCH, tree_shardings
 
+AXES = ("data", "fsdp", "context", "tensor")
+
 
 def make_mesh(
     data: int = 1,
@@ -35,7 +37,7 @@ def make_mesh(
       ValueError: sizes that do not multiply to the number of devices, or another number of slices than there are.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = {"data": data, "fsdp": fsdp, "context": context, "tensor": tensor}
+    sizes = dict(zip(AXES, (data, fsdp, context, tensor), strict=True))
     if any(n < 1 and n != -1 for n in sizes.values()) or list(sizes.values()).count(-1) > 1:
         raise ValueError(f"mesh sizes must be positive, and one may be -1; got {sizes}")
     given = int(np.prod([n for n in sizes.values() if n != -1]))

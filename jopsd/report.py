@@ -25,6 +25,8 @@ FREE_KEYS = (
     "mesh",
     "output_dir",
     "sampling.backend",
+    "sampling.servers",
+    "sampling.access",
 )
 
 

@@ -1,7 +1,6 @@
 """Everything a run needs before its first step, in the order in which a mistake is cheapest to find."""
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,27 +13,33 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jopsd import checkpoint
-from jopsd.config import Config, ConfigError, load_config
+from jopsd.config import Config, ConfigError
 from jopsd.data.chat import require_chat_template
 from jopsd.data.datasets import load_problems
 from jopsd.data.loader import Part
-from jopsd.data.problem import Problem, RowError
+from jopsd.data.problem import RowError
 from jopsd.mesh import make_mesh, token_shards
 from jopsd.models.attention import unavailable
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.families import FAMILIES
-from jopsd.models.hf import abstract_decoder, architecture, fetch_from_hub, load_pretrained, read_config
+from jopsd.models.hf import architecture, fetch_from_hub, load_pretrained, read_config
 from jopsd.models.lora import Adapter, init_adapter
 from jopsd.models.peft import load_adapter
-from jopsd.models.sharding import sharded_shapes, tree_shardings
+from jopsd.models.sharding import tree_shardings
 from jopsd.models.tokenizer import eos_ids, load_tokenizer
 from jopsd.prompts import Item, Tokenizers, make_items, required_fields, student_prompt, training_prompts, with_template
-from jopsd.rewards.grader import AUTO, fault_of_row, gold_field, require_sandbox
-from jopsd.rewards.sandbox import SandboxError
-from jopsd.sampling import Policy
-from jopsd.schema import Data, Model
+from jopsd.rewards.grader import AUTO, gold_field
+from jopsd.row_checks import (
+    check_same_vocabulary,
+    check_sandbox,
+    check_teachers,
+    check_vocabulary,
+    check_weights,
+    gradable,
+)
+from jopsd.schema import Model
 from jopsd.step import StepOptions, TrainState, init_state, make_optimizer
-from jopsd.teachers import Models, TeacherRule, student_policy
+from jopsd.teachers import Models, TeacherRule
 
 _DATA = Path(__file__).parent / "data"
 # The embedded task's base model, and what 100 steps of GRPO (configs/tiny/grpo.yaml) made of it: a teacher.
@@ -67,20 +72,6 @@ class Weights(NamedTuple):
     state: TrainState
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-
-
-class Restored(NamedTuple):
-    """What a run had learnt by one step.
-
-    directory: its initial model, which holds config.json and the tokenizer. policy: that model with the run's adapter,
-    or the run's own weights.
-    """
-
-    config: Config
-    step: int
-    directory: Path
-    model_config: ModelConfig
-    policy: Policy
 
 
 def model_dir(model: Model, weights: bool = False) -> Path:
@@ -119,9 +110,9 @@ def make_task(config: Config) -> Task:
     if (why := unavailable(config.model.attention, config.model.dtype)) is not None:
         raise ConfigError(f"model.attention: {why}; use auto")
     if config.reward is not None and config.reward.name == "code":
-        _require_sandbox(config)
+        check_sandbox(config)
     if config.eval is not None:
-        _check_weights(config.eval.data)
+        check_weights(config.eval.data)
     directory = model_dir(config.model)
     vocab_size = read_config(directory).vocab_size  # an architecture we cannot run is the cheapest error of all
     tokenizer = load_tokenizer(directory)
@@ -148,10 +139,10 @@ def make_task(config: Config) -> Task:
         if data.verifier is not None:
             problems = [replace(p, verifier=p.verifier or data.verifier) for p in problems]
         if graded:
-            problems, ungradable = _gradable(config.reward.name, data, label, problems)
+            problems, ungradable = gradable(config.reward.name, data, label, problems)
             bad += ungradable
         if not label.startswith("eval."):
-            _check_teachers(config, problems)
+            check_teachers(config, problems)
         made, long = make_items(problems, config, data, prompts_of)
         skipped.update({f"{label}: {reason}": count for reason, count in (bad + long).items()})
         return made
@@ -174,55 +165,11 @@ def make_task(config: Config) -> Task:
         required = tuple({"problem", *filter(None, [gold]), *context.required_fields(teacher=False)})
         parts = of_parts(config.eval.data, "eval.data", required, prompts_of, True)
         held_out = [item for part, _ in parts for item in part]
-    _check_vocabulary(directory, vocab_size, tokenizer, stop_ids, train + held_out)
+    check_vocabulary(directory, vocab_size, tokenizer, stop_ids, train + held_out)
     if config.reward is not None and config.reward.name == AUTO and _names(train + held_out, "code"):
-        _require_sandbox(config)
+        check_sandbox(config)
     parts = tuple(Part(len(part), weight) for part, weight in made)
     return Task(tokenizers, stop_ids, train, held_out, skipped, parts)
-
-
-def _names(items: list[Item], verifier: str) -> bool:
-    return any(item.problem.verifier == verifier for item in items)
-
-
-def _require_sandbox(config: Config) -> None:
-    """Raises ConfigError where programs are to be run and this host cannot keep them in."""
-    try:
-        require_sandbox(config.reward)
-    except SandboxError as error:
-        raise ConfigError(
-            f"reward.name {config.reward.name} runs programs that a model writes: {error}; run where the kernel offers "
-            "more (docs/rewards.md says what), or, on a machine that you can lose, set reward.unsafe: true"
-        ) from None
-
-
-def _check_weights(data: Data) -> None:
-    """Raises ConfigError for weights in `eval.data.mix`: every row is evaluated once."""
-    for key, part, weight in data.parts("eval.data"):
-        if weight != 1:
-            raise ConfigError(
-                f"{key}.weight is {weight:g}, for {part.source}: held-out rows are evaluated once each, whatever their "
-                "source; remove it, or set limit to take fewer rows"
-            )
-
-
-def _gradable(reward: str, data: Data, label: str, problems: list[Problem]) -> tuple[list[Problem], Counter[str]]:
-    """Problems that their verifier can grade, and how many it cannot, by reason.
-
-    Raises:
-      ConfigError: one that it cannot under on_bad_row: error, or nothing but such.
-    """
-    faults = [fault_of_row(reward, problem) for problem in problems]
-    kept = [problem for problem, fault in zip(problems, faults, strict=True) if fault is None]
-    first = next((number for number, fault in enumerate(faults) if fault is not None), None)
-    if first is not None and (data.on_bad_row == "error" or not kept):
-        bad, (field, fault) = problems[first], faults[first]
-        raise ConfigError(
-            f"{bad.source or data.source}, row {bad.row} (counted from 0), field {field!r}: {fault}; reward.name is "
-            f"{reward}; fix: name the verifier of these rows, set {label}.columns.{field} to the column that holds it, "
-            f"or {label}.on_bad_row: skip"
-        )
-    return kept, Counter(f"{fault[0]}: not one that {reward} can grade" for fault in faults if fault is not None)
 
 
 def _teacher_tokenizers(config: Config, student, vocab_size: int) -> dict[str, object]:
@@ -237,52 +184,15 @@ def _teacher_tokenizers(config: Config, student, vocab_size: int) -> dict[str, o
         directory = source_dir(path, key, weights=False)
         tokenizers[label] = load_tokenizer(directory)
         require_chat_template(tokenizers[label])
-        _check_same_vocabulary(key, directory, tokenizers[label], student, vocab_size)
+        check_same_vocabulary(key, directory, tokenizers[label], student, vocab_size)
     if config.reference.path is not None:
         directory = source_dir(config.reference.path, "reference.path", weights=False)
-        _check_same_vocabulary("reference.path", directory, load_tokenizer(directory), student, vocab_size)
+        check_same_vocabulary("reference.path", directory, load_tokenizer(directory), student, vocab_size)
     return tokenizers
 
 
-def _check_same_vocabulary(key: str, directory: Path, tokenizer, student, vocab_size: int) -> None:
-    ours, theirs = student.get_vocab(), tokenizer.get_vocab()
-    differing = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
-    size = read_config(directory).vocab_size
-    if differing or size < vocab_size:
-        what = f"token {min(differing)!r} is another" if differing else f"it has {size} entries, not {vocab_size}"
-        raise ConfigError(
-            f"{key} {str(directory)!r} has another vocabulary than the student ({what}), so it cannot score the "
-            "student's tokens; use a model of the same family"
-        )
-
-
-def _check_teachers(config: Config, problems: list[Problem]) -> None:
-    """Raises ValueError for a row whose teacher is none of `teacher.models`."""
-    models = config.teacher.models
-    for number, problem in enumerate(problems if models else []):
-        if problem.teacher not in models:
-            raise ValueError(
-                f"{problem.source or config.data.source}, problem {number} (id {problem.id}): method "
-                f"{config.method.name} finds no teacher {problem.teacher!r}; teacher.models has {sorted(models)}"
-            )
-
-
-def _check_vocabulary(directory: Path, vocab_size: int, tokenizer, stop_ids, items: list[Item]) -> None:
-    """A tokenizer may know tokens that the model lacks (a pad token added later), but no row may use one.
-
-    Raises:
-      ConfigError: a stop token, prompt or solution outside the vocabulary.
-    """
-    if max(*tokenizer.get_vocab().values(), *stop_ids) < vocab_size:
-        return
-    texts = [ids for item in items for ids in item.prompts.values()]
-    texts += [tokenizer.encode(i.problem.solution, add_special_tokens=False) for i in items if i.problem.solution]
-    used = max((token for ids in [stop_ids, *texts] for token in ids), default=0)
-    if used >= vocab_size:
-        raise ConfigError(
-            f"{directory}: its tokenizer gives token {used} ({tokenizer.convert_ids_to_tokens(used)!r}), but the model "
-            f"has a vocabulary of {vocab_size}; model and tokenizer do not belong together"
-        )
+def _names(items: list[Item], verifier: str) -> bool:
+    return any(item.problem.verifier == verifier for item in items)
 
 
 def make_run_mesh(config: Config) -> Mesh:
@@ -291,8 +201,6 @@ def make_run_mesh(config: Config) -> Mesh:
     Raises:
       ConfigError: sizes that fit neither the devices nor the micro-batch.
     """
-    if jax.process_count() > 1:
-        raise ConfigError("this version trains in one process; run it on one host")
     try:
         mesh = make_mesh(**config.mesh.model_dump())
     except ValueError as error:
@@ -388,40 +296,6 @@ def step_options(config: Config) -> StepOptions:
         updates_per_step=config.updates_per_step,
         seed=config.seed,
     )
-
-
-def restore_policy(
-    run_dir: str | Path,
-    step: int | None = None,
-    model: str | None = None,
-    mesh: Mesh | None = None,
-    base: Decoder | None = None,
-) -> Restored:
-    """The policy of a run's checkpoint, without its optimiser.
-
-    Args:
-      step: default the newest. model: where the initial model lies, if no longer at the config's `model.path`.
-      mesh: default all devices on its fsdp axis, whatever mesh the run had.
-      base: of a run with LoRA, the initial model where it is loaded already.
-
-    Raises:
-      ConfigError: no config.yaml in `run_dir`, one that is not usable, or no initial model.
-      CheckpointError: no such checkpoint, or one that cannot be read.
-    """
-    config = load_config(Path(run_dir) / "config.yaml")
-    step = checkpoint.find_step(run_dir, step)
-    if model is not None:
-        config = config.model_copy(update={"model": config.model.model_copy(update={"path": model})})
-    directory = model_dir(config.model, weights=config.lora is not None)
-    cfg = replace(model_config(config, directory), attention="auto")  # the run may have had another device
-    mesh = make_mesh() if mesh is None else mesh
-    shapes = jax.eval_shape(adapter_maker(config, cfg)) if config.lora else abstract_decoder(cfg)
-    trainable = checkpoint.restore_trainable(run_dir, step, sharded_shapes(shapes, mesh))
-    if config.lora is None:
-        base = None
-    elif base is None:
-        base = load_pretrained(directory, cfg, mesh)
-    return Restored(config, step, directory, cfg, student_policy(trainable, base))
 
 
 def model_config(config: Config, directory: Path, param_dtype: str | None = None) -> ModelConfig:

@@ -82,9 +82,7 @@ def test_told_to_end_it_throws_away_what_was_drawn_ahead(tmp_path):
 
 def test_without_a_correction_it_is_refused(tmp_path):
     config = ahead(tmp_path, method={"name": "opsd", "alpha": 1.0, "temperature": 1.0})
-    with pytest.raises(
-        ConfigError, match="rollouts of older weights; set method.correction"
-    ):
+    with pytest.raises(ConfigError, match="rollouts of older weights; set method.correction"):
         load_config(config)
 
 

@@ -20,7 +20,8 @@ from jopsd.config import load_config
 from jopsd.mesh import make_mesh
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.hf import hf_config, save_pretrained
-from jopsd.setup import load_weights, restore_policy
+from jopsd.policies import restore_policy
+from jopsd.setup import load_weights
 
 REPO = Path(__file__).resolve().parent.parent
 SUMS = REPO / "jopsd" / "data" / "sums_base"

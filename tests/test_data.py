@@ -637,8 +637,8 @@ def sums_file(path, count, **changes):
 
 
 def test_a_run_reads_all_sources_of_a_mixture_and_counts_what_each_left_out(tmp_path):
-    from jopsd.setup import make_task
     from jopsd.report import header
+    from jopsd.setup import make_task
     from jopsd.trainer import with_steps
 
     long = {"problem": "+".join(["11"] * 40)}

@@ -8,9 +8,9 @@ import pytest
 from jopsd.data.problem import Problem
 from jopsd.evaluate import clustered_interval, evaluate, wilson_interval
 from jopsd.prompts import Item
+from jopsd.report import eval_metrics
 from jopsd.rewards.score import Score
 from jopsd.sampling import Completion, SamplingParams
-from jopsd.report import eval_metrics
 
 # Newcombe, Statistics in Medicine 17 (1998), table I: the score method without continuity correction.
 NEWCOMBE = [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)]

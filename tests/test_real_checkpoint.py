@@ -174,7 +174,7 @@ def our_logits(run_dir: Path, ids: list[int]) -> np.ndarray:
     import jax.numpy as jnp
 
     from jopsd.mesh import make_mesh
-    from jopsd.setup import restore_policy
+    from jopsd.policies import restore_policy
 
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
     policy = restore_policy(run_dir, mesh=mesh).policy

@@ -30,8 +30,10 @@ from jopsd.sampling import (
     SamplerError,
     SamplingParams,
     connect,
+    fingerprint,
     make_sampler,
     server,
+    service,
     wire,
 )
 from jopsd.sampling.openai import OpenAISampler, completion_body, read_completion, sample_seed
@@ -473,7 +475,7 @@ def test_no_message_brings_the_server_down_and_each_refusal_names_the_request(po
             return raised.value.code().name, raised.value.details()
 
         def tampered(**changes):
-            header, body = wire._unpack(wire.encode_requests(good, fingerprint))
+            header, body = wire._unpack(wire.encode_requests(good, fingerprint, 0))
             entry = header["requests"][0]
             entry["params"] |= {k: changes.pop(k) for k in list(changes) if k in entry["params"]}
             entry |= changes
@@ -507,7 +509,7 @@ def test_no_message_brings_the_server_down_and_each_refusal_names_the_request(po
             code, words = refusal(tampered(**{name: value}))
             assert code == "INVALID_ARGUMENT", (name, value)
             assert name == "prompt" or words.startswith("request 0"), words
-        assert refusal(wire.encode_requests(good, "0" * 16))[0] == "FAILED_PRECONDITION"
+        assert refusal(wire.encode_requests(good, "0" * 16, 0))[0] == "FAILED_PRECONDITION"
         with closing(connect("grpc", address)) as remote:
             assert len(collect(remote, good)) == 3
 
@@ -595,7 +597,7 @@ def test_the_fingerprint_does_not_depend_on_the_mesh(policy):
     mesh = make_mesh(fsdp=4, tensor=2)
     for axes in [("fsdp", "tensor"), (None, ("fsdp", "tensor")), ()]:
         split = jax.device_put(np.asarray(weight), NamedSharding(mesh, PartitionSpec(*axes)))
-        assert server._digest(split).tolist() == server._digest(weight).tolist()
+        assert fingerprint._digest(split).tolist() == fingerprint._digest(weight).tolist()
 
 
 @contextmanager
@@ -621,7 +623,7 @@ def test_a_server_that_loses_doubles_or_invents_samples_is_found_out(indices, wo
 
 
 def test_one_call_more_than_the_server_takes_is_refused_and_not_left_waiting(monkeypatch):
-    monkeypatch.setattr(server, "CALLS", 1)
+    monkeypatch.setattr(service, "CALLS", 1)
     end = threading.Event()
 
     def sample(requests):
@@ -639,8 +641,8 @@ def test_one_call_more_than_the_server_takes_is_refused_and_not_left_waiting(mon
 
 def test_messages_carry_requests_and_completions_unchanged():
     requests = mixed_requests()
-    fingerprint, decoded = wire.decode_requests(wire.encode_requests(requests, "abc"))
-    assert (fingerprint, decoded) == ("abc", [replace(r, id=i) for i, r in enumerate(requests)])
+    *wanted, decoded = wire.decode_requests(wire.encode_requests(requests, "abc", 7))
+    assert (wanted, decoded) == (["abc", 7], [replace(r, id=i) for i, r in enumerate(requests)])
 
 
 # The server in a process of its own

@@ -144,7 +144,7 @@ def test_training_all_weights_starts_at_the_loss_of_lora_and_then_differs(tmp_pa
 def test_a_run_starts_from_the_adapter_of_another_and_the_teacher_stays_the_base(tmp_path, env, base):
     from jopsd.models.families import FAMILIES
     from jopsd.models.peft import save_adapter
-    from jopsd.setup import restore_policy
+    from jopsd.policies import restore_policy
 
     save_adapter(restore_policy(base).policy.adapter, tmp_path / "adapter", FAMILIES["Qwen3ForCausalLM"].tensors)
     start = {"rank": 4, "alpha": 8, "path": str(tmp_path / "adapter")}

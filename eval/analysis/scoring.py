@@ -1,7 +1,7 @@
 """What a model thinks of given tokens: log-probabilities, entropies and divergences, without ever holding [B,T,V]."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 
 from eval.analysis.rollouts import Saved
 from eval.options import Options
-from eval.subject import find_subjects, load_policy
+from eval.subject import find_subjects
 from jopsd.batch import View
 from jopsd.losses import divergence, entropy, fused_statistics, token_logprobs
 from jopsd.mesh import make_mesh, token_shards
 from jopsd.models.tokenizer import eos_ids, load_tokenizer
+from jopsd.policies import load_policy
 from jopsd.sampling import Policy
 from jopsd.step import completion_hidden
 
@@ -63,12 +64,13 @@ def load_scorer(model: str | None, checkpoint: str | None, batch: int = 8) -> Sc
     tokenizer = load_tokenizer(subject.directory)
     mesh = make_mesh()
     batch = -(-batch // token_shards(mesh)) * token_shards(mesh)
-    _, policy = load_policy(subject, mesh)
+    weights = partial(load_policy, str(subject.directory), subject.run_dir, mesh=mesh)
+    policy = weights(subject.step).policy
     base = policy
     if policy.adapter is not None:
         base = Policy(policy.model, None)
     elif subject.step:
-        _, base = load_policy(replace(subject, step=0), mesh)
+        base = weights(0).policy
     return Scorer(tokenizer, eos_ids(subject.directory, tokenizer)[0], policy, base, batch, mesh)
 
 

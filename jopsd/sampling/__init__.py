@@ -1,6 +1,6 @@
 """Sampling completions from a policy: `make_sampler` builds a sampler by name, `connect` reaches one in a server.
 
-`sampler.py` is the contract.
+`sampler.py` is the contract, `pool.py` what a trainer draws from when its sampler is in servers.
 """
 
 from jax.sharding import Mesh
@@ -60,7 +60,7 @@ def connect(name: str, address: str, **options) -> Sampler:
     Args:
       name: "grpc" (`python -m jopsd.serve`) or "openai" (an OpenAI-compatible server, such as vLLM or SGLang).
       address: host:port of the one, the URL of the other.
-      options: keyword arguments of `RemoteSampler` or `OpenAISampler`; both know `model` and `timeout`.
+      options: keyword arguments of `RemoteSampler` or `OpenAISampler`; both know `model`, `timeout` and `ca_file`.
 
     Raises:
       ValueError: an unknown name, an address that is none, or a model that is not served there.

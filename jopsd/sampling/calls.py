@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import re
+import ssl
 import threading
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -75,16 +76,25 @@ class Calls:
       timeout: seconds without a byte before a call counts as lost; a completion is one answer, however long it takes.
       key: sent as a bearer token, and cut out of every message.
       retries: tries after the first. backoff: seconds before the first of them, doubled each time.
+      tls: for https; None trusts what the host trusts.
     """
 
-    def __init__(self, endpoint: Endpoint, key: str | None, timeout: float, retries: int, backoff: float):
-        self._endpoint, self._key, self._timeout = endpoint, key, timeout
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        key: str | None,
+        timeout: float,
+        retries: int,
+        backoff: float,
+        tls: ssl.SSLContext | None = None,
+    ):
+        self._endpoint, self._key, self._timeout, self._tls = endpoint, key, timeout, tls
         self._retries, self._backoff = retries, backoff
         self._open: set[http.client.HTTPConnection] = set()
         self._lock, self._broken_off = threading.Lock(), threading.Event()
 
-    def ask(self, path: str, body: dict | None = None):
-        """The JSON that a GET, or a POST of `body`, answers.
+    def ask(self, path: str, body: dict | None = None, is_text: bool = False):
+        """The JSON (or text) that a GET, or a POST of `body`, answers.
 
         Raises:
           Refused: a 4xx that no other try would better, at once.
@@ -95,7 +105,7 @@ class Calls:
         payload = None if body is None else json.dumps(body).encode()
         for number in range(self._retries + 1):
             try:
-                return self._exchange(path, payload)
+                return self._exchange(path, payload, is_text)
             except _Again as error:
                 last, wait = str(error), max(error.wait, self._backoff * 2**number)
             if number < self._retries and self._broken_off.wait(min(wait, LONGEST_WAIT)):
@@ -111,9 +121,12 @@ class Calls:
                     with contextlib.suppress(OSError):
                         connection.sock.shutdown(2)  # unlike close, this wakes the thread that reads
 
-    def _exchange(self, path: str, payload: bytes | None):
-        kind = http.client.HTTPSConnection if self._endpoint.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self._endpoint.host, self._endpoint.port, timeout=min(self._timeout, CONNECT_SECONDS))
+    def _exchange(self, path: str, payload: bytes | None, is_text: bool):
+        where, wait = (self._endpoint.host, self._endpoint.port), min(self._timeout, CONNECT_SECONDS)
+        if self._endpoint.scheme == "https":
+            connection = http.client.HTTPSConnection(*where, timeout=wait, context=self._tls)
+        else:
+            connection = http.client.HTTPConnection(*where, timeout=wait)
         headers = {"Accept": "application/json"}
         if payload is not None:
             headers["Content-Type"] = "application/json"
@@ -139,7 +152,7 @@ class Calls:
             with self._lock:
                 self._open.discard(connection)
             connection.close()
-        return self._read(response, data)
+        return self._read(response, data, is_text)
 
     def _enter(self, connection: http.client.HTTPConnection) -> None:
         connection.sock.settimeout(self._timeout)
@@ -148,11 +161,11 @@ class Calls:
                 raise BrokenOff
             self._open.add(connection)
 
-    def _read(self, response: http.client.HTTPResponse, data: bytes):
+    def _read(self, response: http.client.HTTPResponse, data: bytes, is_text: bool):
         status = response.status
         if status == 200:
             try:
-                return json.loads(data)
+                return data.decode(errors="replace") if is_text else json.loads(data)
             except (ValueError, RecursionError):
                 raise _Again(f"status 200 with a body that is not JSON: {self._words(data)!r}") from None
         trouble = f"status {status}: {self._words(data)}"

@@ -29,7 +29,7 @@ class _Batch:
 
     Attributes:
       waiting: rows not submitted yet. running: tickets submitted and not ended.
-      results: what the iterator reads: a Completion, or the exception that ends it.
+      results: what the iterator reads: a Completion, the exception that ends it, or None once it is cancelled.
     """
 
     def __init__(self, rows: list[Row]):
@@ -318,6 +318,8 @@ class JetStreamSampler:
                     break
                 except queue.Empty:
                     self._check_threads()
+            if result is None:
+                return
             if isinstance(result, BaseException):
                 raise SamplerError(str(result)) from result.__cause__
             yield result
@@ -344,6 +346,7 @@ class JetStreamSampler:
         with self._changed:
             batch.cancelled = True
             batch.waiting.clear()
+            batch.results.put(None)  # wakes a thread that still reads
             self._settle(batch)
 
     def _settle(self, batch: _Batch) -> None:

@@ -7,6 +7,7 @@ its batches decide the tokens. The seed of a sample still depends on nothing but
 import hashlib
 import math
 import queue
+import ssl
 import sys
 import threading
 from collections import deque
@@ -39,15 +40,17 @@ class OpenAISampler:
 
     `Completion.logprobs` are the server's. vLLM gives those of the logits as they are, before temperature (its
     logprobs_mode can change that), and SGLang those at the temperature; both before top-p and top-k. nan where the
-    server gives none, as for a stop token that it leaves out. `Completion.policy_version` is always 0.
+    server gives none, as for a stop token that it leaves out. `Completion.policy_version` is 0 unless `draw_from` says
+    otherwise.
 
     Args:
       url: http://host:port.
-      model: name that the server knows it by; None where it serves one.
+      model: name that the server knows it by; None where it serves one, adapters aside.
       concurrency: requests in flight for one call of `sample`; the server makes batches of them.
       timeout: seconds that one completion may take.
       api_key: sent as a bearer token, and never shown.
       retries, backoff: tries after a failure that may pass (no connection, 429, 5xx), and the seconds before the first.
+      ca_file: certificate (PEM) that an https server's is checked against; None for those that the host trusts.
 
     Attributes:
       model, max_length: as served; max_length is None where the server does not tell.
@@ -66,6 +69,7 @@ class OpenAISampler:
         api_key: str | None = None,
         retries: int = 5,
         backoff: float = 1.0,
+        ca_file: str | None = None,
     ):
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, got {concurrency}")
@@ -77,7 +81,9 @@ class OpenAISampler:
             raise ValueError("api_key holds blanks at its ends, or what no key does; check how it was read")
         endpoint = parse_endpoint(url)
         self.url, self.concurrency = endpoint.url, concurrency
-        self._new_calls = lambda: Calls(endpoint, api_key or None, timeout, retries, backoff)
+        tls = None if ca_file is None else ssl.create_default_context(cafile=ca_file)
+        self.new_calls = lambda seconds=timeout: Calls(endpoint, api_key or None, seconds, retries, backoff, tls)
+        self._extra, self._version = {}, 0
         self._open: set[_Batch] = set()
         self._closed = False
         self.model, self.max_length = self._find(model)
@@ -89,11 +95,15 @@ class OpenAISampler:
         requests = list(requests)
         validate(requests, _UNKNOWN, self.max_length or _UNKNOWN, _UNKNOWN)
         wanted = ((p, r, range(r.n) if r.indices is None else r.indices) for p, r in enumerate(requests))
-        batch = _Batch([(p, r, i) for p, r, indices in wanted for i in indices], self._new_calls())
+        batch = _Batch([(p, r, i) for p, r, indices in wanted for i in indices], self.new_calls())
         self._open.add(batch)
         for _ in range(min(self.concurrency, batch.size)):
             threading.Thread(target=self._work, args=(batch,), daemon=True).start()
         return Stream(_read(batch), lambda: self._cancel(batch))
+
+    def draw_from(self, model: str, version: int, **extra: str) -> None:
+        """Later samples name this model in their requests, with these keys beside it, and bear this version."""
+        self.model, self._version, self._extra = model, version, extra
 
     def update(self, policy: Policy, version: int) -> None:
         """Raises SamplerError: see `Sampler.update`."""
@@ -113,7 +123,7 @@ class OpenAISampler:
     def _find(self, model: str | None) -> tuple[str, int | None]:
         """The model to name in requests, and its max_model_len if the server tells."""
         try:
-            answer = self._new_calls().ask("/v1/models")
+            answer = self.new_calls().ask("/v1/models")
         except Refused as refused:
             if refused.status == 404 and model is not None:
                 return model, None
@@ -122,8 +132,9 @@ class OpenAISampler:
             served = {entry["id"]: entry for entry in answer["data"]}
         except (TypeError, KeyError):
             raise SamplerError(f"{self.url}/v1/models does not list models as OpenAI's API does") from None
-        if model is None and len(served) == 1:
-            (model,) = served
+        bases = [name for name, entry in served.items() if not entry.get("parent")]  # what is not an adapter
+        if model is None and len(bases) == 1:
+            (model,) = bases
         if model not in served:
             asked = "give the name of one" if model is None else f"not {model!r}"
             raise ValueError(f"{self.url} serves {sorted(served)}; {asked}")
@@ -147,13 +158,13 @@ class OpenAISampler:
 
     def _draw(self, calls: Calls, name: str, request: Request, index: int) -> Completion:
         try:
-            answer = calls.ask("/v1/completions", completion_body(self.model, request, index))
+            answer = calls.ask("/v1/completions", completion_body(self.model, request, index) | self._extra)
         except Refused as refused:
             if refused.status in (400, 413, 422):
                 raise ValueError(f"{name}: {self.url} refuses it (status {refused.status}): {refused}") from None
             raise _refusal(f"{self.url}/v1/completions", refused) from None
         try:
-            return read_completion(answer, request, index)
+            return read_completion(answer, request, index, self._version)
         except SamplerError as error:
             raise SamplerError(f"{self.url}, {name}, sample {index}: {error}") from None
 
@@ -204,7 +215,7 @@ def completion_body(model: str, request: Request, index: int) -> dict[str, Any]:
     }
 
 
-def read_completion(answer: Any, request: Request, index: int) -> Completion:
+def read_completion(answer: Any, request: Request, index: int, version: int = 0) -> Completion:
     """The one choice of a server's answer.
 
     A stop token that the server leaves out is put back: its stop_reason (SGLang: matched_stop) where that is a token,
@@ -240,7 +251,7 @@ def read_completion(answer: Any, request: Request, index: int) -> Completion:
         completion_ids=np.array(ids, np.int32),
         logprobs=np.array(values, np.float32),
         finish="eos" if reason == "stop" else "length",
-        policy_version=0,
+        policy_version=version,
         truncated=request.params.truncates(_UNKNOWN),
     )
 

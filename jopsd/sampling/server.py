@@ -1,99 +1,77 @@
-"""A sampler of this process, served to others of the same host over gRPC. `remote.py` is the client.
+"""A sampler of this process, served to others over gRPC. `remote.py` is the client, `service.py` what is done.
 
-The server listens on 127.0.0.1 alone: whoever can reach it may sample, and nothing on the wire is secret or signed.
+The server listens on 127.0.0.1 unless told otherwise; beyond this host it wants a token and TLS (`access.py`).
 """
 
-import hashlib
-import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing
 
 import grpc
-import jax
-import jax.numpy as jnp
 
-from jopsd.sampling.loop import LoopSampler
-from jopsd.sampling.sampler import Policy, Sampler, SamplerError
+from jopsd.sampling import health, service
+from jopsd.sampling.access import TokenCheck
+from jopsd.sampling.fingerprint import fingerprint
+from jopsd.sampling.sampler import Sampler
+from jopsd.sampling.service import Refusal, Service, describe
 from jopsd.sampling.wire import (
     MAX_COMPLETION_BYTES,
     MAX_REQUEST_BYTES,
     SERVICE,
     Description,
+    decode_load,
     decode_requests,
     encode_completion,
     encode_description,
 )
 
+__all__ = ["HOST", "describe", "fingerprint", "listen", "start"]
+
 HOST = "127.0.0.1"
-CALLS = 64  # at once; one more is refused rather than left waiting without a word
+_SPARE = 8  # calls beside those of `sample`
 _DETAILS = 2000  # characters of an error: gRPC carries it in a header of limited size
 
 
-def describe(sampler: Sampler, model: str) -> Description:
-    """What clients are told of a sampler of this process (one of `make_sampler`), under the name `model`."""
-    engine = sampler.engine
-    return Description(
-        model=model,
-        vocab_size=engine.cfg.vocab_size,
-        max_length=engine.max_length,
-        slots=engine.slots,
-        max_stop_ids=engine.max_stop_ids,
-        policy_version=engine.version,
-        fingerprint=fingerprint(engine.policy),
-    )
-
-
-def fingerprint(policy: Policy) -> str:
-    """16 hex digits that differ where config, names, shapes, dtypes or a weight differ; no proof against malice.
-
-    Sums of the weights' bits, mixed with their places, in wrapping integers: exact in any order of addition, so the
-    same on every mesh, and no weight leaves its device.
-    """
-    scale = None if policy.adapter is None else policy.adapter.scale
-    content = hashlib.sha256(repr((policy.model.cfg, scale)).encode())
-    for path, leaf in jax.tree_util.tree_flatten_with_path(policy)[0]:
-        content.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype} {_digest(leaf).tolist()}".encode())
-    return content.hexdigest()[:16]
-
-
-@jax.jit
-def _digest(x: jax.Array) -> jax.Array:
-    """Two uint32 of an array of floats. The odd constants are those of the finaliser of MurmurHash3."""
-    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-    place = jnp.zeros(x.shape, jnp.uint32)
-    for axis in range(x.ndim):
-        place = _mix(place + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) + 1)
-    total = lambda terms: jnp.sum(terms, dtype=jnp.uint32)  # noqa: E731
-    return jnp.stack([total(_mix(bits + place)), total(_mix(bits ^ (place * jnp.uint32(0xC2B2AE35))))])
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
-
-
 def start(sampler: Sampler, description: Description, port: int = 0) -> tuple[grpc.Server, int]:
-    """A running server, and its port (a free one for 0). Close the sampler before it is stopped.
-
-    Calls share the slots of JetStream's sampler. They take turns at the plain loop, where each would need the memory
-    of a whole pool.
+    """A running server for this host, and its port (a free one for 0). Close the sampler before it is stopped.
 
     Raises:
       OSError: the port is taken.
     """
-    turns = _taking_turns(threading.Lock()) if isinstance(sampler, LoopSampler) else lambda context: nullcontext(True)
+    return listen(Service(sampler, description), port)
+
+
+def listen(
+    served: Service,
+    port: int = 0,
+    host: str = HOST,
+    token: str | None = None,
+    credentials: grpc.ServerCredentials | None = None,
+) -> tuple[grpc.Server, int]:
+    """A running server, and its port (a free one for 0). Stop the service before the server.
+
+    Args:
+      token: what every call but those of the health service must carry.
+      credentials: of TLS.
+
+    Raises:
+      OSError: the port is taken.
+    """
+    refused = served.metrics.refusals.labels
     handlers = {
-        "Describe": grpc.unary_unary_rpc_method_handler(
-            lambda data, context: encode_description(description._replace(policy_version=sampler.engine.version))
-        ),
-        "Sample": grpc.unary_stream_rpc_method_handler(_sampling(sampler, description, turns)),
+        "Describe": grpc.unary_unary_rpc_method_handler(lambda data, context: encode_description(served.description)),
+        "Load": grpc.unary_unary_rpc_method_handler(_loading(served)),
+        "Sample": grpc.unary_stream_rpc_method_handler(_sampling(served)),
     }
+    threads = service.CALLS + _SPARE
     server = grpc.server(
-        futures.ThreadPoolExecutor(CALLS, thread_name_prefix="jopsd.serve"),
-        handlers=[grpc.method_handlers_generic_handler(SERVICE, handlers)],
-        maximum_concurrent_rpcs=CALLS,
+        futures.ThreadPoolExecutor(threads, thread_name_prefix="jopsd.serve"),
+        handlers=[
+            grpc.method_handlers_generic_handler(SERVICE, handlers),
+            health.handler(lambda: served.serving, SERVICE),
+        ],
+        interceptors=() if token is None else (TokenCheck(token, lambda: refused("UNAUTHENTICATED").inc()),),
+        maximum_concurrent_rpcs=threads,
         options=[
             ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
             ("grpc.max_send_message_length", MAX_COMPLETION_BYTES),
@@ -104,58 +82,51 @@ def start(sampler: Sampler, description: Description, port: int = 0) -> tuple[gr
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ],
     )
+    address = f"{host}:{port}"
     try:
-        bound = server.add_insecure_port(f"{HOST}:{port}")
+        bound = (
+            server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+        )
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {HOST}:{port}, where another program may; give another port") from error
+        raise OSError(f"cannot listen on {address}, where another program may; give another port") from error
     server.start()
     return server, bound
 
 
-def _sampling(sampler, description: Description, turns: Callable) -> Callable:
+def _abort(served: Service, context: grpc.ServicerContext, status: str, error: object) -> None:
+    served.metrics.refusals.labels(status).inc()
+    context.abort(grpc.StatusCode[status], str(error)[:_DETAILS])
+
+
+def _sampling(served: Service) -> Callable:
     """The handler of `Sample`: requests in one message, each completion in one of its own."""
 
     def handle(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        def refuse(code: grpc.StatusCode, error: object):
-            context.abort(code, str(error)[:_DETAILS])
+        def alive(on_leave: Callable[[], None] | None) -> bool:
+            return context.is_active() if on_leave is None else context.add_callback(on_leave)
 
         try:
-            wanted, requests = decode_requests(data)
+            *wanted, requests = decode_requests(data)
+            with closing(served.sample(tuple(wanted), requests, context.cancel, alive)) as stream:
+                for completion in stream:
+                    yield encode_completion(completion)
+        except Refusal as refusal:
+            _abort(served, context, refusal.status, refusal)
         except ValueError as error:
-            refuse(grpc.StatusCode.INVALID_ARGUMENT, error)
-        if wanted != description.fingerprint:
-            refuse(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"it serves other weights now ({description.model}, fingerprint {description.fingerprint}, not "
-                f"{wanted}); connect again to sample from them",
-            )
-        with turns(context) as mine:
-            if not mine:
-                return
-            try:
-                # A client that leaves is noticed with its next completion: gRPC then drops this generator.
-                with closing(sampler.sample(requests)) as stream:
-                    for completion in stream:
-                        yield encode_completion(completion)
-            except ValueError as error:
-                refuse(grpc.StatusCode.INVALID_ARGUMENT, error)
-            except SamplerError as error:
-                refuse(grpc.StatusCode.UNAVAILABLE, error)
+            _abort(served, context, "INVALID_ARGUMENT", error)
 
     return handle
 
 
-def _taking_turns(turn: threading.Lock) -> Callable:
-    @contextmanager
-    def waiting(context: grpc.ServicerContext) -> Iterator[bool]:
-        """Whether it is this call's turn now; False for one whose client has left the queue."""
-        while not turn.acquire(timeout=0.5):
-            if not context.is_active():
-                yield False
-                return
-        try:
-            yield True
-        finally:
-            turn.release()
+def _loading(served: Service) -> Callable:
+    """The handler of `Load`: answers with what is served then."""
 
-    return waiting
+    def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
+        try:
+            return encode_description(served.load(decode_load(data)))
+        except Refusal as refusal:
+            _abort(served, context, refusal.status, refusal)
+        except ValueError as error:
+            _abort(served, context, "INVALID_ARGUMENT", error)
+
+    return handle

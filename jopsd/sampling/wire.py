@@ -25,7 +25,10 @@ class Description(NamedTuple):
     """What a server serves.
 
     Attributes:
-      fingerprint: equal for equal weights, in whatever process and on whatever mesh.
+      fingerprint, base: of the weights with and without their adapter; equal for equal weights, in whatever process and
+        on whatever mesh. shape: of the config and the shapes alone.
+      dtype, param_dtype: of its computation and its weights.
+      takes_weights: whether clients may have it load others.
     """
 
     model: str
@@ -35,6 +38,35 @@ class Description(NamedTuple):
     max_stop_ids: int
     policy_version: int
     fingerprint: str
+    base: str = ""
+    shape: str = ""
+    dtype: str = ""
+    param_dtype: str = ""
+    takes_weights: bool = False
+
+
+class Load(NamedTuple):
+    """Asks a server to serve what is at `path` as `version`. fingerprint: what it must prove to be, or ""."""
+
+    version: int
+    path: str
+    fingerprint: str = ""
+
+
+def encode_load(load: Load) -> bytes:
+    return json.dumps(load._asdict()).encode()
+
+
+def decode_load(data: bytes) -> Load:
+    """Raises ValueError for anything else."""
+    try:
+        load = Load(**json.loads(data))
+        _whole(load.version)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"not a request to load weights: {error}") from None
+    if not 0 <= load.version < 2**31 or not all(isinstance(text, str) for text in load[1:]):
+        raise ValueError("not a request to load weights: version is a number from 0 on, path and fingerprint are text")
+    return load
 
 
 def encode_description(description: Description) -> bytes:
@@ -49,8 +81,8 @@ def decode_description(data: bytes) -> Description:
         raise ValueError(f"not a description of a sampler: {error}") from None
 
 
-def encode_requests(requests: Sequence[Request], fingerprint: str) -> bytes:
-    """One call of `sample`. fingerprint: the weights the caller believes are served.
+def encode_requests(requests: Sequence[Request], fingerprint: str, version: int) -> bytes:
+    """One call of `sample`. fingerprint, version: the weights the caller wants.
 
     Raises:
       ValueError: more than one call may carry; says how many to send.
@@ -60,6 +92,7 @@ def encode_requests(requests: Sequence[Request], fingerprint: str) -> bytes:
         raise ValueError(f"{samples} samples in one call of sample(); a server takes {MAX_SAMPLES}: make several calls")
     header = {
         "fingerprint": fingerprint,
+        "version": version,
         "requests": [
             {
                 "prompt": len(request.prompt_ids),
@@ -80,8 +113,8 @@ def encode_requests(requests: Sequence[Request], fingerprint: str) -> bytes:
     return data
 
 
-def decode_requests(data: bytes) -> tuple[str, list[Request]]:
-    """The fingerprint, and the requests with their positions as ids.
+def decode_requests(data: bytes) -> tuple[str, int, list[Request]]:
+    """Fingerprint and version of the weights wanted, and the requests with their positions as ids.
 
     Raises:
       ValueError: not such a message, or one with a value that would bring the server down, by request.
@@ -89,7 +122,7 @@ def decode_requests(data: bytes) -> tuple[str, list[Request]]:
     header, body = _unpack(data)
     requests, offset = [], 0
     try:
-        entries, fingerprint = header["requests"], header["fingerprint"]
+        entries, fingerprint, version = header["requests"], header["fingerprint"], _whole(header["version"])
         lengths = [_whole(entry["prompt"]) for entry in entries]
     except (TypeError, KeyError) as error:
         raise ValueError(f"not requests to a sampler: {error!r}") from None
@@ -113,7 +146,7 @@ def decode_requests(data: bytes) -> tuple[str, list[Request]]:
         except (TypeError, KeyError, ValueError) as error:
             reason = str(error) if isinstance(error, ValueError) else repr(error)
             raise ValueError(f"request {position}: {reason.removeprefix(f'request {position}: ')}") from None
-    return fingerprint, requests
+    return fingerprint, version, requests
 
 
 def encode_completion(completion: Completion) -> bytes:

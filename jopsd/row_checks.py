@@ -1,0 +1,93 @@
+"""What is checked of rows, tokenizers and the host before a run, so that a mistake is an error of one line."""
+
+from collections import Counter
+from pathlib import Path
+
+from jopsd.config import Config, ConfigError
+from jopsd.data.problem import Problem
+from jopsd.models.hf import read_config
+from jopsd.prompts import Item
+from jopsd.rewards.grader import fault_of_row, require_sandbox
+from jopsd.rewards.sandbox import SandboxError
+from jopsd.schema import Data
+
+
+def check_sandbox(config: Config) -> None:
+    """Raises ConfigError where programs are to be run and this host cannot keep them in."""
+    try:
+        require_sandbox(config.reward)
+    except SandboxError as error:
+        raise ConfigError(
+            f"reward.name {config.reward.name} runs programs that a model writes: {error}; run where the kernel offers "
+            "more (docs/rewards.md says what), or, on a machine that you can lose, set reward.unsafe: true"
+        ) from None
+
+
+def check_weights(data: Data) -> None:
+    """Raises ConfigError for weights in `eval.data.mix`: every row is evaluated once."""
+    for key, part, weight in data.parts("eval.data"):
+        if weight != 1:
+            raise ConfigError(
+                f"{key}.weight is {weight:g}, for {part.source}: held-out rows are evaluated once each, whatever their "
+                "source; remove it, or set limit to take fewer rows"
+            )
+
+
+def gradable(reward: str, data: Data, label: str, problems: list[Problem]) -> tuple[list[Problem], Counter[str]]:
+    """Problems that their verifier can grade, and how many it cannot, by reason.
+
+    Raises:
+      ConfigError: one that it cannot under on_bad_row: error, or nothing but such.
+    """
+    faults = [fault_of_row(reward, problem) for problem in problems]
+    kept = [problem for problem, fault in zip(problems, faults, strict=True) if fault is None]
+    first = next((number for number, fault in enumerate(faults) if fault is not None), None)
+    if first is not None and (data.on_bad_row == "error" or not kept):
+        bad, (field, fault) = problems[first], faults[first]
+        raise ConfigError(
+            f"{bad.source or data.source}, row {bad.row} (counted from 0), field {field!r}: {fault}; reward.name is "
+            f"{reward}; fix: name the verifier of these rows, set {label}.columns.{field} to the column that holds it, "
+            f"or {label}.on_bad_row: skip"
+        )
+    return kept, Counter(f"{fault[0]}: not one that {reward} can grade" for fault in faults if fault is not None)
+
+
+def check_same_vocabulary(key: str, directory: Path, tokenizer, student, vocab_size: int) -> None:
+    ours, theirs = student.get_vocab(), tokenizer.get_vocab()
+    differing = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
+    size = read_config(directory).vocab_size
+    if differing or size < vocab_size:
+        what = f"token {min(differing)!r} is another" if differing else f"it has {size} entries, not {vocab_size}"
+        raise ConfigError(
+            f"{key} {str(directory)!r} has another vocabulary than the student ({what}), so it cannot score the "
+            "student's tokens; use a model of the same family"
+        )
+
+
+def check_teachers(config: Config, problems: list[Problem]) -> None:
+    """Raises ValueError for a row whose teacher is none of `teacher.models`."""
+    models = config.teacher.models
+    for number, problem in enumerate(problems if models else []):
+        if problem.teacher not in models:
+            raise ValueError(
+                f"{problem.source or config.data.source}, problem {number} (id {problem.id}): method "
+                f"{config.method.name} finds no teacher {problem.teacher!r}; teacher.models has {sorted(models)}"
+            )
+
+
+def check_vocabulary(directory: Path, vocab_size: int, tokenizer, stop_ids, items: list[Item]) -> None:
+    """A tokenizer may know tokens that the model lacks (a pad token added later), but no row may use one.
+
+    Raises:
+      ConfigError: a stop token, prompt or solution outside the vocabulary.
+    """
+    if max(*tokenizer.get_vocab().values(), *stop_ids) < vocab_size:
+        return
+    texts = [ids for item in items for ids in item.prompts.values()]
+    texts += [tokenizer.encode(i.problem.solution, add_special_tokens=False) for i in items if i.problem.solution]
+    used = max((token for ids in [stop_ids, *texts] for token in ids), default=0)
+    if used >= vocab_size:
+        raise ConfigError(
+            f"{directory}: its tokenizer gives token {used} ({tokenizer.convert_ids_to_tokens(used)!r}), but the model "
+            f"has a vocabulary of {vocab_size}; model and tokenizer do not belong together"
+        )
