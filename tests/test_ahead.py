@@ -41,6 +41,7 @@ def test_rollouts_are_one_version_old_but_after_a_checkpoint(drawn_ahead):
     assert [row["step"] for row in rows(drawn_ahead)] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_killed_run_drawn_ahead_goes_on_to_the_same_bits(drawn_ahead, tmp_path):
     config = ahead(tmp_path)
     metrics = config.with_suffix("") / "metrics.jsonl"

@@ -156,9 +156,8 @@ def test_a_run_starts_from_the_adapter_of_another_and_the_teacher_stays_the_base
     assert 0 < series(tmp_path / "next", "loss")[0] < series(base, "loss")[0]
 
 
-@pytest.mark.parametrize(
-    "lora", [{"rank": 4, "alpha": 8}, pytest.param(None, marks=pytest.mark.slow)], ids=["lora", "full"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [{"rank": 4, "alpha": 8}, None], ids=["lora", "full"])
 def test_an_int8_sampler_reports_its_gap_and_evaluation_reads_the_exact_weights(tmp_path, env, base, lora):
     text = run(write_config(tmp_path, lora=lora, train={"steps": 1}, sampling={"weights": "int8"}), env)
     assert "rollouts are drawn with int8 projections" in text
