@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jopsd.config import Config, ConfigError
-from jopsd.mesh import host_mesh, on_host
-from jopsd.models.decoder import Decoder
+from jopsd.mesh import relaid, sampling_mesh
+from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.quantize import int8_projections
 from jopsd.models.sharding import tree_shardings
 from jopsd.sampling import Policy, Sampler, make_sampler
@@ -57,15 +57,30 @@ def open_drawing(
             f"sampling.ahead 1 with sampling.backend {sampling.backend} needs a single device, not {mesh.size}: two "
             "programs over several devices may wait for each other; sample from servers (backend remote)"
         )
-    policy = student_policy(state.trainable, base)
-    own_devices = sampling.backend == "jetstream" and jax.process_count() > 1
-    place = (lambda tree: on_host(tree, mesh)) if own_devices else (lambda tree: tree)
-    exact = _with_base(config, base, place, lambda model: model)
-    rounded = exact
+    policy, dtype = student_policy(state.trainable, base), weights.model_config.dtype
+    home = mesh if sampling.backend in SERVED else _home(config, weights, mesh)
+    copies = home is not mesh or (sampling.backend not in SERVED and narrows(config, weights.model_config))
+    moved = (lambda tree: relaid(tree, mesh, home, dtype)) if copies else (lambda tree: tree)
+    exact = rounded = _with_base(config, base, moved, lambda model: model)
     if sampling.weights == "int8" and config.method.trains_on == "rollouts":
-        rounded = _with_base(config, base, place, lambda model: _rounded(model, mesh))
-    with closing(_make_sampler(config, task, weights, policy, exact, mesh, run_dir)) as sampler:
+        rounded = _with_base(config, base, moved, lambda model: _rounded(model, mesh))
+    with closing(_make_sampler(config, task, weights, policy, exact, home, run_dir)) as sampler:
         yield Drawing(sampler, exact, rounded)
+
+
+def narrows(config: Config, cfg: ModelConfig) -> bool:
+    """Whether a sampler in this process reads a copy in the dtype that computes: half the bytes for every token."""
+    return config.lora is None and cfg.param_dtype != cfg.dtype
+
+
+def _home(config: Config, weights: Weights, mesh: Mesh) -> Mesh:
+    """The mesh that draws: with backend jetstream each process has its own devices, else they are all one."""
+    own = config.sampling.backend == "jetstream"
+    devices = [d for d in mesh.devices.flat if not own or d.process_index == jax.process_index()]
+    try:
+        return sampling_mesh(mesh, devices, config.sampling.tensor, weights.model_config.num_kv_heads)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _with_base(config: Config, base: Decoder | None, place: Callable, form: Callable) -> Callable[[Policy], Policy]:
@@ -106,6 +121,6 @@ def _make_sampler(config: Config, task: Task, weights: Weights, policy: Policy, 
         slots=sampling.slots,
         max_length=max(limits),
         chunk=sampling.chunk,
-        mesh=host_mesh(mesh) if sampling.backend == "jetstream" else mesh,
+        mesh=mesh,
         max_stop_ids=max_stop_ids,
     )

@@ -4,15 +4,17 @@ Axes, outermost first: `data` (replicas; the only axis that may span slices), `f
 `context` (columns of sequences; in the mesh only where it is asked for), `tensor` (heads, feed-forward, vocabulary).
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jopsd.models.sharding import BATCH, tree_shardings
+from jopsd.models.sharding import BATCH, FACTORS, FSDP, SPECS, path_names, present, tree_shardings
 
 AXES = ("data", "fsdp", "context", "tensor")
 
@@ -115,34 +117,64 @@ def put_rows(tree, mesh: Mesh, rows: int | None = None):
     return jax.tree.map(put, tree)
 
 
-def host_mesh(mesh: Mesh) -> Mesh:
-    """A mesh of this process's devices alone, all on `fsdp` but for what `tensor` keeps together."""
-    devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-    tensor = int(np.gcd(mesh.shape["tensor"], len(devices)))
-    return make_mesh(1, -1, tensor, devices=devices)
+def sampling_mesh(mesh: Mesh, devices: Sequence[jax.Device], tensor: int | str | None, heads: int) -> Mesh:
+    """The mesh of a sampler: layers split over `tensor`, so that no token waits for weights to be gathered.
+
+    Args:
+      mesh: of the trainer. It is the answer to "mesh", and to None where it gathers no weights.
+      devices: the sampler's. tensor: None is as many of them as divide the key-value heads.
+
+    Raises:
+      ValueError: a tensor that does not divide the devices, or "mesh" for a part of them.
+    """
+    whole = len(devices) == mesh.size
+    if tensor == "mesh" and not whole:
+        raise ValueError("sampling.tensor mesh: a process of several samples on its own devices; use backend loop")
+    if tensor == "mesh" or (tensor is None and whole and math.prod(mesh.shape[a] for a in present(FSDP, mesh)) == 1):
+        return mesh
+    tensor = math.gcd(len(devices), heads) if tensor is None else tensor
+    if len(devices) % tensor:
+        raise ValueError(f"sampling.tensor {tensor} does not divide the {len(devices)} devices that a sampler has")
+    axes = ("data", "fsdp", "tensor")
+    placed = np.array(devices).reshape(-1, 1, tensor)
+    return Mesh(placed, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
-def on_host(tree, mesh: Mesh):
-    """Global arrays on `host_mesh(mesh)`: each process gets all of them, split over its own devices by the table.
+def sampling_shardings(tree, target: Mesh):
+    """Where `relaid` puts each leaf: kernels by the table, factors of adapters as they are used."""
+    return tree_shardings(tree, target, SPECS | FACTORS)
+
+
+def relaid(tree, mesh: Mesh, target: Mesh, dtype: str):
+    """A policy's arrays on the mesh of a sampler, floats in `dtype`; of several processes, a copy for each.
 
     A collective: every process calls it with the same tree.
     """
-    if jax.process_count() == 1:
-        return tree
-    local = host_mesh(mesh)
-    shape = tuple(local.shape.values())
-    groups = [[d for d in mesh.devices.flat if d.process_index == p] for p in range(jax.process_count())]
-    everyone = Mesh(
-        np.stack([np.array(group).reshape(shape) for group in groups]),
-        ("process", *local.axis_names),
-        axis_types=(AxisType.Auto,) * (len(shape) + 1),
-    )
-    ours = tree_shardings(tree, local)
+
+    ours = sampling_shardings(tree, target)
+    if target.size == mesh.size:
+        everyone = target
+    else:
+        groups = [[d for d in mesh.devices.flat if d.process_index == p] for p in range(jax.process_count())]
+        copies = np.stack([np.array(group).reshape(target.devices.shape) for group in groups])
+        everyone = Mesh(copies, ("process", *target.axis_names), axis_types=(AxisType.Auto,) * copies.ndim)
     spread = jax.tree.map(lambda sharding: NamedSharding(everyone, sharding.spec), ours)
-    spread_tree = jax.jit(lambda x: x, out_shardings=spread)(tree)
+    copied = jax.jit(narrowed, static_argnums=0, out_shardings=spread)(dtype, tree)
+    if everyone is target:
+        return copied
 
     def here(x, sharding):
         shards = [shard.data for shard in x.addressable_shards]
         return jax.make_array_from_single_device_arrays(x.shape, sharding, shards)
 
-    return jax.tree.map(here, spread_tree, ours)
+    return jax.tree.map(here, copied, ours)
+
+
+def narrowed(dtype: str, tree):
+    """The tree with floats in `dtype`, but for the steps of int8 kernels."""
+
+    def cast(path, x):
+        keeps = not jnp.issubdtype(x.dtype, jnp.floating) or path_names(path)[-1] == "scale"
+        return x if keeps else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, tree)

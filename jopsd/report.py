@@ -25,6 +25,7 @@ FREE_KEYS = (
     "mesh",
     "output_dir",
     "sampling.backend",
+    "sampling.tensor",
     "sampling.servers",
     "sampling.access",
 )

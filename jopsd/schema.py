@@ -236,6 +236,8 @@ class Sampling(Drawing):
     sampler_gap. Evaluation draws from the exact weights.
     backend: `jetstream` (in this process; where there are several, each on its own devices) or `loop` (the devices of
     all processes as one); `remote` samples from servers of `python -m jopsd.serve`, `openai` from vLLM or SGLang.
+    tensor: devices that split each layer while sampling. `mesh` is the trainer's layout, on its arrays; null is that
+    where no weights are gathered over fsdp or context, else a copy split over as many as divide the key-value heads.
     servers (remote, openai): their addresses, host:port or URL. access: how they are reached.
     ahead: 1 draws the rollouts of the next step while this one's update runs, so from weights one version older; it
     needs method.correction.
@@ -246,6 +248,7 @@ class Sampling(Drawing):
     n: PositiveInt = 1
     slots: PositiveInt = 32
     chunk: PositiveInt = 16
+    tensor: PositiveInt | Literal["mesh"] | None = None
     servers: tuple[str, ...] = ()
     access: Access = Access()
     ahead: Literal[0, 1] = 0

@@ -43,7 +43,7 @@ def refusal(path: Path, *overrides: str) -> str:
         ("lora.rnak=3", "unknown key `lora.rnak`; did you mean `rank`?"),
         ("reward.secnds=3", "unknown key `reward.secnds`; did you mean `seconds`?"),
         ("method.w_mni=1", "unknown key `method.w_mni`"),
-        ("mesh.zzz=1", "unknown key `mesh.zzz`; known: data, fsdp, tensor"),
+        ("mesh.zzz=1", "unknown key `mesh.zzz`; known: context, data, fsdp, slices, tensor"),
     ],
 )
 def test_an_unknown_key_anywhere_is_named_with_its_path_and_the_nearest_real_one(minimal, override, told):
@@ -81,7 +81,7 @@ def test_the_keys_of_one_method_are_unknown_to_another(minimal):
         ("method.alpha=2", "`method.alpha` = 2: Input should be less than or equal to 1"),
         ("method.loss=fulll", "`method.loss` = 'fulll'"),
         ("sampling.top_p=0", "`sampling.top_p` = 0: Input should be greater than 0"),
-        ("sampling.backend=vllm", "`sampling.backend` = 'vllm': Input should be 'jetstream' or 'loop'"),
+        ("sampling.backend=vllm", "`sampling.backend` = 'vllm': Input should be 'jetstream', 'loop', 'remote' or 'openai'"),
         ("teacher.kind=frozen", "`teacher.kind` = 'frozen': Input should be 'fixed', 'live', 'ema'"),
         ("lora.targets=q", "`lora.targets` = 'q'"),
         ("lora.targets=[]", "`lora.targets` = []"),

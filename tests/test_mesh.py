@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jopsd.mesh import local_rows, make_mesh, put_rows, token_shards
+from jopsd.mesh import local_rows, make_mesh, put_rows, relaid, sampling_mesh, token_shards
 from jopsd.models.hf import load_pretrained, read_config
 from jopsd.models.lora import init_adapter
 from jopsd.models.sharding import tree_shardings
@@ -121,7 +121,52 @@ def test_an_adapter_on_all_three_axes_draws_the_tokens_of_one_device():
     one = drawn(Policy(load_pretrained(directory, cfg), adapter), None)
     mesh = make_mesh(2, 2, 2)
     split = Policy(load_pretrained(directory, cfg, mesh), jax.device_put(adapter, tree_shardings(adapter, mesh)))
-    eight = drawn(split, mesh)
-    for seed, (tokens, logprobs) in one.items():
-        assert eight[seed][0] == tokens
-        np.testing.assert_allclose(eight[seed][1], logprobs, atol=1e-4)
+    home = sampling_mesh(mesh, jax.devices(), None, cfg.num_kv_heads)
+    assert dict(home.shape) == {"data": 8 // cfg.num_kv_heads, "fsdp": 1, "tensor": cfg.num_kv_heads}
+    own_layout = relaid(split, mesh, home, "float32")
+    splits = {axis for x in jax.tree.leaves(own_layout) for axis in x.sharding.spec if axis and home.shape[axis] > 1}
+    assert splits == {"tensor"}
+    for eight in (drawn(split, mesh), drawn(own_layout, home)):
+        for seed, (tokens, logprobs) in one.items():
+            assert eight[seed][0] == tokens
+            np.testing.assert_allclose(eight[seed][1], logprobs, atol=1e-4)
+
+
+def test_weights_in_the_dtype_that_computes_draw_the_bits_of_the_wider_ones():
+    directory, mesh = BUILTIN["builtin:sums"], make_mesh(devices=jax.devices()[:1])
+    cfg = read_config(directory, dtype="bfloat16", param_dtype="float32")
+    masters = Policy(load_pretrained(directory, cfg, mesh), None)
+    lean = relaid(masters, mesh, mesh, "bfloat16")
+    assert {x.dtype.name for x in jax.tree.leaves(lean)} == {"bfloat16"}
+    request = Request((5, 6, 7), 4, 1, SamplingParams(8), id=0)
+
+    def drawn(policy):
+        sampler = make_sampler("loop", cfg, policy, slots=4, max_length=16, chunk=8)
+        return {c.index: (c.completion_ids.tolist(), c.logprobs.tolist()) for c in sampler.sample([request])}
+
+    assert drawn(lean) == drawn(masters)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tensor", "heads", "shape"),
+    [
+        ((1, 1, 8), None, 2, None),  # gathers nothing
+        ((8, 1, 1), None, 4, None),
+        ((1, 8, 1), "mesh", 4, None),
+        ((1, 8, 1), None, 4, (2, 1, 4)),
+        ((2, 2, 2), None, 6, (4, 1, 2)),
+        ((1, 8, 1), 8, 2, (1, 1, 8)),
+    ],
+)
+def test_a_sampler_has_a_layout_of_its_own_where_the_trainer_gathers_weights(sizes, tensor, heads, shape):
+    mesh = make_mesh(*sizes)
+    home = sampling_mesh(mesh, list(mesh.devices.flat), tensor, heads)
+    assert home is mesh if shape is None else tuple(home.shape.values()) == shape
+
+
+def test_a_layout_that_the_devices_do_not_give_is_refused():
+    mesh = make_mesh(1, 8, 1)
+    with pytest.raises(ValueError, match="sampling.tensor 3 does not divide the 8 devices"):
+        sampling_mesh(mesh, list(mesh.devices.flat), 3, 4)
+    with pytest.raises(ValueError, match="use backend loop"):
+        sampling_mesh(mesh, list(mesh.devices.flat)[:4], "mesh", 4)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
-from jopsd.models.sharding import constrain
+from jopsd.models.sharding import constrain_factor
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -33,7 +33,8 @@ class Adapter:
         """What the adapter adds to projection `name` of h [...,in]: [...,out], or 0 if it is not a target."""
         if name not in self.a:
             return 0.0
-        a, b = (constrain(factor.astype(h.dtype), "factor") for factor in (self.a[name], self.b[name]))
+        a = constrain_factor(self.a[name].astype(h.dtype), "a", name)
+        b = constrain_factor(self.b[name].astype(h.dtype), "b", name)
         return (h @ a) @ b * self.scale
 
 

@@ -30,6 +30,16 @@ SPECS: dict[tuple[str, ...], P] = {
     **{("b", name): P(None, None, _WIDE) for name in ("q", "k", "v", "o", "gate", "up", "down")},
 }
 
+# Where an adapter's factors are used: each as its kernel splits over tensor, so that what it adds lies where it is
+# wanted. Left as they are stored, they make XLA's partitioner guess, and on a mesh of three axes above 1 it guessed a
+# decode step that was wrong.
+FACTORS: dict[tuple[str, ...], P] = {
+    **{("a", name): P(None, None, None) for name in ("q", "k", "v", "gate", "up")},
+    **{("b", name): P(None, None, "tensor") for name in ("q", "k", "v", "gate", "up")},
+    **{("a", name): P(None, "tensor", None) for name in ("o", "down")},
+    **{("b", name): P(None, None, None) for name in ("o", "down")},
+}
+
 ACTIVATIONS = {
     "activation": P(BATCH, "context", None),
     # Queries keep their columns; keys and values are gathered, so that each query finds all of its own.
@@ -39,9 +49,6 @@ ACTIVATIONS = {
     "reading": P(ROWS, None, None),  # with a cache: a token or a prompt at a time
     # The embedding table is gathered over fsdp before the lookup; otherwise XLA replicates the looked-up rows.
     "lookup": P("tensor", None),
-    # One layer's adapter factors are gathered before use. Left split, they make XLA's partitioner guess, and on a mesh
-    # with all three axes above 1 it guessed a decode step that was wrong.
-    "factor": P(None, None),
     "rows": P(ROWS),
     "cache": P(None, ROWS, "tensor"),
 }
@@ -53,17 +60,17 @@ def path_names(path) -> list[str]:
     return [str(name) for name in names if name is not None and name != "value"]
 
 
-def leaf_spec(path, shape: tuple[int, ...], mesh: Mesh) -> P:
+def leaf_spec(path, shape: tuple[int, ...], mesh: Mesh, table: dict[tuple[str, ...], P] = SPECS) -> P:
     """The partition spec of the leaf at `path`; axes that do not divide its shape are left whole."""
     names = path_names(path)
-    spec = next((SPECS[tuple(names[-n:])] for n in (2, 1) if tuple(names[-n:]) in SPECS), P())
-    return _divisible(spec, shape, mesh)
+    spec = next((table[tuple(names[-n:])] for n in (2, 1) if tuple(names[-n:]) in table), P())
+    return divisible(spec, shape, mesh)
 
 
-def tree_shardings(tree, mesh: Mesh):
+def tree_shardings(tree, mesh: Mesh, table: dict[tuple[str, ...], P] = SPECS):
     """A `NamedSharding` for each leaf of a tree of arrays or shapes."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, leaf_spec(path, leaf.shape, mesh)), tree
+        lambda path, leaf: NamedSharding(mesh, leaf_spec(path, leaf.shape, mesh, table)), tree
     )
 
 
@@ -78,7 +85,15 @@ def constrain(x: jax.Array, kind: str) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, _divisible(ACTIVATIONS[kind], x.shape, mesh))
+    return jax.lax.with_sharding_constraint(x, divisible(ACTIVATIONS[kind], x.shape, mesh))
+
+
+def constrain_factor(x: jax.Array, side: str, name: str) -> jax.Array:
+    """Pins one layer's factor, "a" or "b", of the adapter to projection `name` to where it is used."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, divisible(P(*FACTORS[side, name][1:]), x.shape, mesh))
 
 
 def present(axes, mesh) -> tuple[str, ...]:
@@ -86,7 +101,9 @@ def present(axes, mesh) -> tuple[str, ...]:
     return tuple(name for name in ((axes,) if isinstance(axes, str) else axes or ()) if name in mesh.shape)
 
 
-def _divisible(spec: P, shape: tuple[int, ...], mesh) -> P:
+def divisible(spec: P, shape: tuple[int, ...], mesh) -> P:
+    """The spec for an array of this shape, without axes that the mesh lacks or that do not divide a length."""
+
     def fit(axes, length):
         names = present(axes, mesh)
         parts = math.prod(mesh.shape[name] for name in names)

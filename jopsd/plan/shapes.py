@@ -7,8 +7,7 @@ what is trained.
 import json
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
-from math import gcd
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -23,11 +22,12 @@ from jax.sharding import PartitionSpec as P
 
 from jopsd.batch import TrainBatch
 from jopsd.config import Config, ConfigError
-from jopsd.mesh import host_mesh, make_mesh, token_shards
+from jopsd.drawing import narrows
+from jopsd.mesh import make_mesh, narrowed, sampling_mesh, sampling_shardings, token_shards
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.hf import CONFIG, abstract_decoder
 from jopsd.models.quantize import int8_projections
-from jopsd.models.sharding import ACTIVATIONS, BATCH, _divisible, sharded_shapes
+from jopsd.models.sharding import ACTIVATIONS, BATCH, divisible, sharded_shapes
 from jopsd.plan.topology import PlanError, Topology, devices, host_of
 from jopsd.rollouts import Rollout, batch_of
 from jopsd.sampling.engine import State, bucket, init_state
@@ -159,15 +159,19 @@ def plan_mesh(config: Config, topology: Topology) -> Mesh:
     return mesh
 
 
-def sampler_mesh(config: Config, topology: Topology, mesh: Mesh) -> Mesh:
-    """The mesh that samples: with backend jetstream each process samples on its own devices, else all of them do."""
+def sampler_mesh(config: Config, topology: Topology, mesh: Mesh, heads: int) -> Mesh:
+    """The mesh that samples: with backend jetstream each process samples on its own devices, else all of them do.
+
+    heads: key-value heads of the model.
+    """
     host = host_of(topology)
-    if config.sampling.backend != "jetstream":
-        return mesh
-    if host == topology:
-        return host_mesh(mesh)
+    own = config.sampling.backend == "jetstream" and host != topology
     # The compiler takes whole slices only, so a host is one of its own.
-    return make_mesh(1, -1, gcd(mesh.shape["tensor"], host.chips), devices=devices(host))
+    found = devices(host) if own else list(mesh.devices.flat)
+    try:
+        return sampling_mesh(mesh, found, config.sampling.tensor, heads)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def abstract_weights(config: Config, kind: str) -> tuple[Weights, str]:
@@ -243,7 +247,7 @@ def abstract_pool(cfg: ModelConfig, config: Config, lengths: Lengths, mesh: Mesh
 
     def placed(path, leaf):
         kind = "cache" if getattr(path[-1], "name", "") in ("k", "v") else "rows"
-        sharding = NamedSharding(mesh, _divisible(ACTIVATIONS[kind], leaf.shape, mesh))
+        sharding = NamedSharding(mesh, divisible(ACTIVATIONS[kind], leaf.shape, mesh))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(placed, state)
@@ -273,19 +277,26 @@ def make_shapes(config: Config, topology: Topology, lengths: Lengths, weights: W
     samples = config.sampling.backend in ("jetstream", "loop") and (
         config.method.trains_on == "rollouts" or config.eval is not None
     )
-    sampling_mesh, policy, pool, copies = mesh, None, None, 0
+    home, policy, pool, copies = mesh, None, None, 0
     if samples:
-        sampling_mesh = sampler_mesh(config, topology, mesh)
-        own = sampling_mesh.size < mesh.size
-        policy = student_policy(weights.state.trainable, weights.models.base)
-        home = sampling_mesh if own else mesh
-        copies = bytes_per_device(sharded_shapes(policy, home)) if own else 0
+        cfg = weights.model_config
+        home = sampler_mesh(config, topology, mesh, cfg.num_kv_heads)
+        moved = home is not mesh or narrows(config, cfg)
+        place = partial(_moved, home, cfg.dtype) if moved else lambda tree: sharded_shapes(tree, mesh)
+        exact = policy = place(student_policy(weights.state.trainable, weights.models.base))
+        copies = bytes_per_device(exact) if moved else 0
         if config.sampling.weights == "int8" and config.method.trains_on == "rollouts":
-            policy = replace(policy, model=jax.eval_shape(int8_projections, policy.model))
-            copies += bytes_per_device(sharded_shapes(policy.model, home))
-        policy = sharded_shapes(policy, home)
-        pool = abstract_pool(weights.model_config, config, lengths, sampling_mesh)
-    return Shapes(mesh, sampling_mesh, lengths, weights, batch, step_batch, policy, pool, copies)
+            policy = place(replace(exact, model=jax.eval_shape(int8_projections, exact.model)))
+            copies += bytes_per_device(policy.model)
+        pool = abstract_pool(cfg, config, lengths, home)
+    return Shapes(mesh, home, lengths, weights, batch, step_batch, policy, pool, copies)
+
+
+def _moved(home: Mesh, dtype: str, policy):
+    """The shapes of `mesh.relaid`."""
+    shapes = jax.eval_shape(partial(narrowed, dtype), policy)
+    put = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(put, shapes, sampling_shardings(shapes, home))
 
 
 def bytes_per_device(tree) -> int:
