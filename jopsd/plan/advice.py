@@ -17,8 +17,8 @@ def advice(config, shapes: Shapes, topology: Topology, memory: Memory, sampling:
         found.append(f"more chips than {topology.chips}: fsdp divides parameters, optimiser and their copies")
     elif sampling.bound in ("ici", "dcn"):
         found.append(
-            f"{_tensor(shapes.sampling_mesh, 1)}: decoding waits for weights that every token gathers over fsdp; "
-            "split over tensor they stay where they are"
+            f"sampling.tensor={shapes.sampling_mesh.size}: decoding waits for weights that every token gathers over "
+            "fsdp; split over tensor they stay where they are"
         )
     return list({line.partition(":")[0]: line for line in reversed(found)}.values())[::-1]
 
@@ -36,7 +36,7 @@ def _for_training(config, shapes: Shapes, topology: Topology, memory: Memory) ->
         found.append(f"sampling.backend=loop: frees the {_gib(pool)} of the sampler's cache while the update runs")
     if copies > 0.05 * limit:
         found.append(
-            f"sampling.backend=loop: samples from the weights where they are, without each host's copy of "
+            f"sampling.backend=loop sampling.tensor=mesh: samples from the weights where they are, without a copy of "
             f"{_gib(copies)}, and frees the {_gib(pool)} of its cache while the update runs"
         )
     if held <= limit / 2:
@@ -82,7 +82,7 @@ def _smaller_pieces(config, shapes: Shapes, mesh: dict) -> list[str]:
             f"train.token_chunk={max(config.train.token_chunk // 4, 128)}: each of several chunks of logits is "
             f"{_gib(logits)}"
         )
-    found.append(f"{_tensor(shapes.mesh, 2)}: heads, feed-forward and vocabulary divide by tensor")
+    found.append(f"{_tensor(shapes.mesh)}: heads, feed-forward and vocabulary divide by tensor")
     return found
 
 
@@ -93,15 +93,20 @@ def _for_sampling(config, shapes: Shapes, memory: Memory) -> list[str]:
     if config.sampling.weights == "exact" and shapes.copies:
         found.append("sampling.weights=int8: projections of half the bytes, on a host's own devices")
     if shapes.copies:
-        found.append("sampling.backend=loop: all devices sample as one, and no host holds a copy of the weights")
-    found.append(f"{_tensor(shapes.sampling_mesh, 2)}: key-value heads and weights divide by tensor")
+        found.append(
+            "sampling.backend=loop sampling.tensor=mesh: all devices sample as one, from the trainer's arrays, and "
+            "gather weights for every token"
+        )
+    if 2 * shapes.sampling_mesh.shape["tensor"] <= shapes.sampling_mesh.size:
+        tensor = 2 * shapes.sampling_mesh.shape["tensor"]
+        found.append(f"sampling.tensor={tensor}: key-value heads and weights divide by tensor")
     found.append("sampling.backend=remote with sampling.servers: sampling on other devices (python -m jopsd.serve)")
     return found
 
 
-def _tensor(mesh, least: int) -> str:
+def _tensor(mesh) -> str:
     """The next size of tensor, at the cost of fsdp."""
-    tensor = max(mesh.shape["tensor"] * 2, 2 * least) if least > 1 else mesh.size
+    tensor = max(mesh.shape["tensor"] * 2, 4)
     return f"mesh.tensor={min(tensor, mesh.size) if mesh.size > 1 else tensor}"
 
 
