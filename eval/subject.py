@@ -11,7 +11,6 @@ from eval.options import SERVERS, Options
 from jopsd.checkpoint import all_steps, find_step, parse_run
 from jopsd.config import load_config
 from jopsd.contexts import ContextConfig, SolutionContext
-from jopsd.mesh import make_mesh
 from jopsd.models.decoder import Decoder
 from jopsd.models.hf import CONFIG, read_config
 from jopsd.models.safetensors_files import read_json
@@ -113,8 +112,7 @@ class Samplers:
         return self._sampler
 
     def _set_weights(self, subject: Subject) -> None:
-        mesh = make_mesh()
-        loaded = load_policy(str(subject.directory), subject.run_dir, subject.step, mesh, self._base)
+        loaded = load_policy(str(subject.directory), subject.run_dir, subject.step, base=self._base)
         cfg, policy = loaded.model_config, loaded.policy
         if loaded.config is not None and loaded.config.lora is not None:
             self._base = policy.model  # of a sweep, read once
@@ -129,7 +127,7 @@ class Samplers:
             policy,
             slots=self._slots,
             max_length=self._max_length,
-            mesh=mesh,
+            mesh=loaded.mesh,
             max_stop_ids=self._stop_ids,
         )
         self._shape = shape

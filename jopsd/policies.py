@@ -1,5 +1,6 @@
 """Whose weights draw: a model as it is on disk, or what a run had learnt by one of its checkpoints."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ class Restored(NamedTuple):
 
     config, step: of a run; None for a model as it is on disk. Step 0 is the model that the run started from.
     directory: the initial model, which holds config.json and the tokenizer. policy: that model, that model with the
-    run's adapter, or the run's own weights.
+    run's adapter, or the run's own weights, on `mesh`.
     """
 
     config: Config | None
@@ -31,6 +32,12 @@ class Restored(NamedTuple):
     directory: Path
     model_config: ModelConfig
     policy: Policy
+    mesh: Mesh
+
+
+def mesh_for_sampling(cfg: ModelConfig) -> Mesh:
+    """All devices, layers split over as many as divide the key-value heads: no token waits for weights."""
+    return make_mesh(data=-1, fsdp=1, tensor=math.gcd(jax.device_count(), cfg.num_kv_heads))
 
 
 def load_policy(
@@ -46,7 +53,7 @@ def load_policy(
     Args:
       model: a directory, hub id or built-in name; beside `run_dir`, where the run's initial model lies now.
       run_dir, step, base: see `restore_policy`.
-      mesh: default all devices on its fsdp axis.
+      mesh: default `mesh_for_sampling`.
       dtypes: dtype and param_dtype of a model on disk, where they are not to be its own; a run's are its config's.
 
     Raises:
@@ -57,7 +64,8 @@ def load_policy(
         return restore_policy(run_dir, step, model, mesh, base)
     directory = source_dir(model)
     cfg = read_config(directory, **dtypes)
-    return Restored(None, None, directory, cfg, Policy(load_pretrained(directory, cfg, mesh or make_mesh()), None))
+    mesh = mesh_for_sampling(cfg) if mesh is None else mesh
+    return Restored(None, None, directory, cfg, Policy(load_pretrained(directory, cfg, mesh), None), mesh)
 
 
 def restore_policy(
@@ -72,7 +80,7 @@ def restore_policy(
     Args:
       step: default the newest; 0 is the model that the run started from.
       model: where the initial model lies, if no longer at the config's `model.path`.
-      mesh: default all devices on its fsdp axis, whatever mesh the run had.
+      mesh: default `mesh_for_sampling`, whatever mesh the run had.
       base: of a run with LoRA, the initial model where it is loaded already.
 
     Raises:
@@ -85,13 +93,13 @@ def restore_policy(
         config = config.model_copy(update={"model": config.model.model_copy(update={"path": model})})
     directory = model_dir(config.model, weights=config.lora is not None or step == 0)
     cfg = replace(model_config(config, directory), attention="auto")  # the run may have had another device
-    mesh = make_mesh() if mesh is None else mesh
+    mesh = mesh_for_sampling(cfg) if mesh is None else mesh
     if step == 0:
-        return Restored(config, 0, directory, cfg, Policy(load_pretrained(directory, cfg, mesh), None))
+        return Restored(config, 0, directory, cfg, Policy(load_pretrained(directory, cfg, mesh), None), mesh)
     shapes = jax.eval_shape(adapter_maker(config, cfg)) if config.lora else abstract_decoder(cfg)
     trainable = checkpoint.restore_trainable(run_dir, step, sharded_shapes(shapes, mesh))
     if config.lora is None:
         base = None
     elif base is None:
         base = load_pretrained(directory, cfg, mesh)
-    return Restored(config, step, directory, cfg, student_policy(trainable, base))
+    return Restored(config, step, directory, cfg, student_policy(trainable, base), mesh)

@@ -395,6 +395,13 @@ class Config(Section):
             return {**given, "context": {"name": "solution", **given["context"]}}
         return given
 
+    @field_validator("output_dir")
+    @classmethod
+    def _is_a_folder(cls, output_dir: str) -> str:
+        if "://" in output_dir:
+            raise ValueError(f"{output_dir} is no folder; mount the bucket (gcsfuse) and give the folder it appears as")
+        return output_dir
+
     @model_validator(mode="after")
     def _sections_agree(self):
         if self.method.trains_on == "solution" and self.sampling.n != 1:

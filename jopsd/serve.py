@@ -57,23 +57,21 @@ def load(args: argparse.Namespace) -> tuple["Sampler", str, "Restored", "Read | 
       ValueError, OSError, CheckpointError: no such model or checkpoint, or a size out of range.
     """
     from jopsd.checkpoint import parse_run
-    from jopsd.mesh import make_mesh
     from jopsd.policies import load_policy
     from jopsd.sampling import make_sampler
     from jopsd.sampling.access import below
     from jopsd.sampling.publish import read_published
 
-    mesh = make_mesh()
     run_dir, step = (None, None) if args.checkpoint is None else parse_run(args.checkpoint)
     dtypes = {key: getattr(args, key) for key in ("dtype", "param_dtype") if getattr(args, key) is not None}
-    restored = load_policy(args.model, run_dir, step, mesh, **dtypes)
+    restored = load_policy(args.model, run_dir, step, **dtypes)
     sampler = make_sampler(
         args.backend,
         restored.model_config,
         restored.policy,
         slots=args.slots,
         max_length=args.max_length,
-        mesh=mesh,
+        mesh=restored.mesh,
         max_stop_ids=args.max_stop_ids,
     )
     if restored.step is not None:
@@ -81,7 +79,8 @@ def load(args: argparse.Namespace) -> tuple["Sampler", str, "Restored", "Read | 
     name = args.model if run_dir is None else f"{run_dir}:{restored.step}"
     if args.weights_root is None:
         return sampler, name, restored, None
-    return sampler, name, restored, lambda path, served: read_published(below(args.weights_root, path), served, mesh)
+    root, mesh = args.weights_root, restored.mesh
+    return sampler, name, restored, lambda path, served: read_published(below(root, path), served, mesh)
 
 
 def _wait(stop: threading.Event, args: argparse.Namespace, service: "Service", restored: "Restored") -> None:

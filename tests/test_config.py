@@ -81,7 +81,10 @@ def test_the_keys_of_one_method_are_unknown_to_another(minimal):
         ("method.alpha=2", "`method.alpha` = 2: Input should be less than or equal to 1"),
         ("method.loss=fulll", "`method.loss` = 'fulll'"),
         ("sampling.top_p=0", "`sampling.top_p` = 0: Input should be greater than 0"),
-        ("sampling.backend=vllm", "`sampling.backend` = 'vllm': Input should be 'jetstream', 'loop', 'remote' or 'openai'"),
+        (
+            "sampling.backend=vllm",
+            "`sampling.backend` = 'vllm': Input should be 'jetstream', 'loop', 'remote' or 'openai'",
+        ),
         ("teacher.kind=frozen", "`teacher.kind` = 'frozen': Input should be 'fixed', 'live', 'ema'"),
         ("lora.targets=q", "`lora.targets` = 'q'"),
         ("lora.targets=[]", "`lora.targets` = []"),

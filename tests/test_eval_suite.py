@@ -261,7 +261,7 @@ def test_samples_of_a_server_are_those_of_this_process(evaluated, tmp_path):
 
     options, folders = evaluated
     argv = ["--model", "builtin:sums", "--max-length", "128", "--slots", "4", "--backend", "loop"]
-    sampler, name = load(_parser().parse_args(argv))
+    sampler, name, *_ = load(_parser().parse_args(argv))
     running, port = server.start(sampler, server.describe(sampler, name), 0)
     try:
         remote = replace(options, output=tmp_path, backend="grpc", server=f"127.0.0.1:{port}", seeds=(1,))

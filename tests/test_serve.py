@@ -507,8 +507,7 @@ def test_arguments_that_cannot_be_served_are_one_line_each(given, words, capsys)
 
 def test_a_run_that_goes_on_is_followed_from_checkpoint_to_checkpoint(mesh, tmp_path, monkeypatch):
     monkeypatch.setattr(serve, "WATCH_SECONDS", 0.05)
-    for module in ("mesh", "policies"):
-        monkeypatch.setattr(f"jopsd.{module}.make_mesh", lambda: mesh)
+    monkeypatch.setattr("jopsd.policies.mesh_for_sampling", lambda cfg: mesh)
     base = load_policy("builtin:sums", mesh=mesh, dtype="float32", param_dtype="float32").policy  # as the config says
     run = tmp_path / "run"
     config = load_config(write_config(tmp_path, lora={"targets": ["q", "down"]}))
