@@ -99,6 +99,8 @@ def join(layout: Layout | None) -> None:
     """
     if layout is None:
         return
+    # SIGTERM is the trainer's (`preemption.py`), and not for JAX to take.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             layout.coordinator,

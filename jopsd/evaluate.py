@@ -1,11 +1,13 @@
 """Held-out accuracy: N samples per problem, graded, with an interval that knows samples of one problem are alike."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from jopsd.preemption import Notice
 from jopsd.prompts import Item
 from jopsd.rollouts import Grade, Rollout, gather_rollouts, sample_rollouts
 from jopsd.sampling.sampler import Sampler, SamplingParams
@@ -73,14 +75,18 @@ def evaluate(
     seed: int,
     tokenizer,
     grade: Grade,
-    check: Callable[[], None] = lambda: None,
+    notice: Notice | None = None,
 ) -> Evaluated:
     """Accuracy of the sampler's policy on the items, each sampled so many times. The seed decides every draw.
 
-    check: see `sample_rollouts`. All processes of a run call it, and share the work.
+    All processes of a run call it, and share the work.
+
+    Raises:
+      Preempted: the run was told to end.
     """
-    own = sample_rollouts(sampler, items, params, samples, (seed,), tokenizer, grade, check)
-    flat = gather_rollouts(own, items)
+    notice = notice or Notice()
+    own = partial(sample_rollouts, sampler, items, params, samples, (seed,), tokenizer, grade, notice)
+    flat = gather_rollouts(own, items, notice)
     grouped = [flat[i * samples : (i + 1) * samples] for i in range(len(items))]
     correct = [[r.score.correct for r in rollouts] for rollouts in grouped]
     sources: dict[str, list[list[bool]]] = {}

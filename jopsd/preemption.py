@@ -1,6 +1,7 @@
 """Being told to end: SIGTERM, or the notice of maintenance that a cloud host gives beforehand.
 
-The loop asks between steps whether it is to end, saves, and leaves with exit code 0; the same command resumes.
+A run stops drawing, saves what it has learnt, and leaves with exit code 0; the same command resumes. Of several
+processes any may be told: they agree where they exchange their rollouts.
 """
 
 import os
@@ -12,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
-from jax.experimental import multihost_utils
+
+from jopsd.distributed import exchange
 
 METADATA = "metadata.google.internal"
 _NOTICES = {"maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE", "preempted": "TRUE"}
@@ -20,7 +22,7 @@ _EVERY = 5.0  # seconds between two looks at the host's metadata
 
 
 class Preempted(Exception):
-    """The run was told to end while it drew samples, and what it had drawn is thrown away."""
+    """The run is to end; rollouts that were not trained on yet are thrown away."""
 
 
 class Notice:
@@ -34,15 +36,14 @@ class Notice:
         self._given.set()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def reached(self, point: int) -> bool:
-        """Whether to end here, at the `point`-th place where all processes stand alike; the same answer in each."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(point)
-        return self._given.is_set()
-
     def check(self) -> None:
-        """Raises Preempted, in a run of one process, where nobody else has to agree."""
+        """Raises Preempted where this process has been told."""
         if self._given.is_set():
+            raise Preempted
+
+    def meet(self) -> None:
+        """Raises Preempted where any process has been told. A collective."""
+        if any(exchange(self._given.is_set())):
             raise Preempted
 
 
@@ -50,8 +51,7 @@ class Notice:
 def listening() -> Iterator[Notice]:
     """A `Notice` that SIGTERM and the host's metadata give, until the block ends."""
     notice, done, before = Notice(), threading.Event(), None
-    # With several processes JAX takes the signal, and lets all of them agree where to stop.
-    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGTERM, notice.give)
     if host := metadata_host():
         threading.Thread(target=_watch, args=(host, done), daemon=True, name="jopsd.preemption").start()

@@ -15,6 +15,7 @@ from jopsd.contexts import Absent, Attempt
 from jopsd.data.problem import Problem
 from jopsd.distributed import exchange, share_of
 from jopsd.methods import Method
+from jopsd.preemption import Notice, Preempted
 from jopsd.prompts import Item, PromptIds, Tokenizers, group_prompts
 from jopsd.rewards.score import Score
 from jopsd.sampling.sampler import Completion, Request, Sampler, SamplingParams
@@ -60,12 +61,15 @@ def sample_rollouts(
     seed: tuple[int, ...],
     tokenizer,
     grade: Grade | None,
-    check: Callable[[], None] = lambda: None,
+    notice: Notice,
 ) -> list[Rollout]:
     """n rollouts of each of this process's items, in order, graded while later ones are still being drawn.
 
     items: of all processes, see `distributed.share_of`. seed: with the item's place it decides every draw.
-    grade: `(text, problem) -> Future[Score]`, or None. check: called between completions; what it raises ends it all.
+    grade: `(text, problem) -> Future[Score]`, or None.
+
+    Raises:
+      Preempted: this process was told to end. Not where all processes draw as one: there they must keep step.
     """
     requests = [
         Request(tuple(item.prompts["student"]), n, request_seed(*seed, row), params, id=row)
@@ -73,17 +77,30 @@ def sample_rollouts(
     ]
     mine = share_of(len(items))
     # A sampler over the devices of all processes draws everything everywhere.
-    asked = requests if getattr(sampler, "collective", False) else [requests[row] for row in mine]
+    collective = getattr(sampler, "collective", False)
+    asked = requests if collective else [requests[row] for row in mine]
     with closing(draw_rollouts(sampler, asked, items, tokenizer, grade, mine)) as stream:
         drawn = {}
         for index, rollout in stream:
             drawn[rollout.group, index] = rollout
-            check()
+            if not collective:
+                notice.check()
     return [drawn[row, index] for row in mine for index in range(n)]
 
 
-def gather_rollouts(rollouts: Sequence[Rollout], items: Sequence[Item]) -> list[Rollout]:
-    """The rollouts of all processes, in order of the items. A collective."""
+def gather_rollouts(own: Callable[[], list[Rollout]], items: Sequence[Item], notice: Notice) -> list[Rollout]:
+    """The rollouts of all processes, in order of the items. A collective.
+
+    own: waits for this process's.
+
+    Raises:
+      Preempted: some process was told to end.
+    """
+    try:
+        rollouts = own()
+    except Preempted:
+        rollouts = []  # the others have to hear of it where they meet
+    notice.meet()
 
     def packed(rollout: Rollout) -> Rollout:
         own = {view: ids for view, ids in rollout.prompts.items() if ids is not rollout.item.prompts.get(view)}
@@ -94,7 +111,7 @@ def gather_rollouts(rollouts: Sequence[Rollout], items: Sequence[Item]) -> list[
         return replace(rollout, item=item, prompts={**item.prompts, **rollout.prompts})
 
     if jax.process_count() == 1:
-        return list(rollouts)
+        return rollouts
     return [unpacked(rollout) for theirs in exchange([packed(r) for r in rollouts]) for rollout in theirs]
 
 

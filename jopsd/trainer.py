@@ -150,13 +150,9 @@ class _Loop:
                 self.evaluate(done, state)
             for step in range(done + 1, config.train.steps + 1):
                 begin, position = time.monotonic(), batches.get_state()
-                if self.notice.reached(2 * step):
-                    raise Preempted
                 draw = draw or self.start(step, batches, state)
                 position = draw.position
                 rollouts = self.finish(step, draw)
-                if self.notice.reached(2 * step + 1):
-                    raise Preempted
                 sampled = time.monotonic()
                 draw = self.start(step + 1, batches, state, ahead=True) if self.draws_ahead(step) else None
                 state, metrics = self.updates(rollouts, state)
@@ -245,16 +241,16 @@ class _Loop:
             seed,
             task.tokenizer,
             self.grader.submit if self.grader is not None else None,
-            self.notice.check,
+            self.notice,
         )
         return with_teachers(config, task.tokenizers, rollouts, seed)
 
     def finish(self, step: int, draw: _Draw) -> list[Rollout]:
-        """All processes' rollouts of a step."""
-        own = draw.own()
+        """All processes' rollouts of a step. Raises Preempted where the run was told to end."""
         if draw.version == -1:
-            return own
-        rollouts = gather_rollouts(own, draw.items)
+            self.notice.meet()
+            return draw.own()
+        rollouts = gather_rollouts(draw.own, draw.items, self.notice)
         stale = {r.policy_version for r in rollouts} - {draw.version}
         if stale:
             raise TrainingError(f"step {step} got rollouts of policy versions {sorted(stale)}, not {draw.version}")
@@ -287,7 +283,7 @@ class _Loop:
             config.seed,
             self.task.tokenizer,
             self.grader.submit,
-            self.notice.check,
+            self.notice,
         )
         flat = [rollout for group in found.rollouts for rollout in group]
         metrics = {f"eval/{name}": value for name, value in eval_metrics(found, config.samples).items()}

@@ -192,6 +192,16 @@ def test_what_one_process_fails_at_is_told_by_all(monkeypatch):
         distributed.require_agreement("config", "this")
 
 
+def test_a_folder_that_another_process_does_not_see_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "exchange", lambda value: [value, value])
+    distributed.require_shared_folder(tmp_path / "run")
+    monkeypatch.setattr(distributed, "exchange", lambda value: [value, False])
+    with pytest.raises(distributed.DistributedError, match="process 1 does not see the files .* set output_dir"):
+        distributed.require_shared_folder(tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
 def test_a_process_without_the_others_says_what_to_check():
     code = (
         "from jopsd import distributed; distributed.START_WITHIN = 2\n"
