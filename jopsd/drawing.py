@@ -28,15 +28,17 @@ class Drawing:
     """A sampler, and how a policy becomes what it draws from.
 
     exact: for evaluation. rounded: for rollouts, with int8 projections where the config says so.
+    reads: whether it draws from the very arrays, which must then not be donated meanwhile; servers have their own.
     """
 
     sampler: Sampler
     exact: Callable[[Policy], Policy]
     rounded: Callable[[Policy], Policy]
+    reads: bool
 
     def load(self, policy: Policy, version: int, exact: bool = False, keep: bool = False) -> None:
-        """The sampler draws from `policy` from now on. keep: its arrays may be donated while it still draws."""
-        if keep:
+        """The sampler draws from `policy` from now on. keep: the policy may be donated while it still draws."""
+        if keep and self.reads:
             copied = lambda tree: jax.tree.map(jnp.copy, tree)  # noqa: E731
             policy = Policy(policy.model, copied(policy.adapter)) if policy.adapter else copied(policy)
         self.sampler.update((self.exact if exact else self.rounded)(policy), version)
@@ -65,7 +67,7 @@ def open_drawing(
     if sampling.weights == "int8" and config.method.trains_on == "rollouts":
         rounded = _with_base(config, base, moved, lambda model: _rounded(model, mesh))
     with closing(_make_sampler(config, task, weights, policy, exact, home, run_dir)) as sampler:
-        yield Drawing(sampler, exact, rounded)
+        yield Drawing(sampler, exact, rounded, reads=sampling.backend not in SERVED)
 
 
 def narrows(config: Config, cfg: ModelConfig) -> bool:
