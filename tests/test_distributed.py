@@ -82,14 +82,17 @@ def test_two_processes_go_on_where_one_stopped(alone, tmp_path, backend):
 
 
 @pytest.mark.slow
-def test_full_training_with_mini_batches_and_peers_is_the_same_in_two_processes(tmp_path):
+def test_all_weights_in_mini_batches_with_hints_by_peers_train_alike_in_two_processes(tmp_path):
+    hints = {"name": "hints", "negatives": 2, "student_template": "Problem: {problem}", "instruction": ""}
     changes = SMALL | {
         "lora": None,
         "method": {"name": "rlcsd"},
-        "context": {"name": "peers", "student_template": "Problem: {problem}", "instruction": ""},
-        "sampling": SMALL["sampling"] | {"n": 4},
-        "train": {"steps": 2, "batch_size": 4, "mini_batch_size": 2},
-        "eval": {"data": {"source": "sums:test", "limit": 3, "seed": 1}, "every": 2, "max_new_tokens": 24},
+        "context": hints | {"teacher_template": "Problem: {problem}\nReference Solution: {solution}"},
+        # Long enough for some rollouts to be right, so that there are peers to show.
+        "sampling": SMALL["sampling"] | {"n": 4, "max_new_tokens": 44},
+        "train": {"steps": 2, "batch_size": 8, "mini_batch_size": 4},
+        "optimizer": {"learning_rate": 1e-4},
+        "eval": {"data": {"source": "sums:test", "limit": 3, "seed": 1}, "every": 2, "max_new_tokens": 44},
     }
     one, two = (write_config(tmp_path, name, **changes) for name in ("one", "two"))
     run(one, environment(8))
