@@ -150,7 +150,6 @@ def relaid(tree, mesh: Mesh, target: Mesh, dtype: str):
 
     A collective: every process calls it with the same tree.
     """
-
     ours = sampling_shardings(tree, target)
     if target.size == mesh.size:
         everyone = target
@@ -159,7 +158,8 @@ def relaid(tree, mesh: Mesh, target: Mesh, dtype: str):
         copies = np.stack([np.array(group).reshape(target.devices.shape) for group in groups])
         everyone = Mesh(copies, ("process", *target.axis_names), axis_types=(AxisType.Auto,) * copies.ndim)
     spread = jax.tree.map(lambda sharding: NamedSharding(everyone, sharding.spec), ours)
-    copied = jax.jit(narrowed, static_argnums=0, out_shardings=spread)(dtype, tree)
+    # Not by the jitted function's own shardings: it wants all devices in one order, and each process's stand together.
+    copied = jax.device_put(jax.jit(narrowed, static_argnums=0)(dtype, tree), spread)
     if everyone is target:
         return copied
 

@@ -10,7 +10,16 @@ import pytest
 
 from jopsd import distributed
 from jopsd.distributed import Layout, exchange, find_layout, share_of, together
-from tests.runs import checkpoint_arrays, end_together, environment, rows, run, start_together, write_config
+from tests.runs import (
+    checkpoint_arrays,
+    end_together,
+    environment,
+    in_two_processes,
+    rows,
+    run,
+    start_together,
+    write_config,
+)
 
 MESH = {"data": 1, "fsdp": 4, "tensor": 2}
 SMALL = {
@@ -117,6 +126,37 @@ def test_a_lost_process_ends_the_others_within_a_minute(tmp_path, lost):
     assert time.monotonic() - begin < 60
     told = config.with_suffix(".0.log").read_text()
     assert "goes on from the newest checkpoint" in told or "tasks are unhealthy" in told
+
+
+def test_rows_and_weights_find_their_places_where_devices_are_not_in_order_of_processes():
+    in_two_processes(
+        """
+        import jax.numpy as jnp
+        from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+        from jopsd.mesh import local_rows, put_rows, relaid, sampling_mesh
+
+        order = np.array(jax.devices())[[0, 4, 1, 5, 2, 6, 3, 7]]
+        mesh = jax.sharding.Mesh(order.reshape(2, 4, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+        whole = np.arange(16 * 3).reshape(16, 3)
+        mine = local_rows(mesh, 16)
+        assert mine == [row for row in range(16) if row // 2 % 2 == jax.process_index()], mine
+        rows = put_rows(whole[mine], mesh, 16)
+        with jax.set_mesh(mesh):
+            weighed = jax.jit(lambda x: (x * jnp.arange(16)[:, None]).sum())(rows)
+        assert int(weighed) == (whole * np.arange(16)[:, None]).sum()
+
+        kernel = np.arange(2 * 8 * 8, dtype=np.float32).reshape(2, 8, 8)
+        placed = jax.make_array_from_callback(
+            kernel.shape, NamedSharding(mesh, P(None, "fsdp")), lambda index: kernel[index]
+        )
+        here = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+        home = sampling_mesh(mesh, here, None, 2)
+        assert dict(home.shape) == {"data": 2, "fsdp": 1, "tensor": 2}
+        moved = relaid({"q": placed}, mesh, home, "bfloat16")["q"]
+        assert moved.sharding.mesh == home and moved.is_fully_addressable and moved.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(np.asarray(moved, np.float32), kernel.astype(jnp.bfloat16).astype(np.float32))
+        """
+    )
 
 
 def test_an_error_in_one_process_is_an_error_in_all(tmp_path):
