@@ -120,7 +120,7 @@ def test_an_exported_run_has_in_transformers_the_logits_of_its_policy(runs, kind
     base = transformers.AutoModelForCausalLM.from_pretrained(SUMS, dtype=torch.float32).eval()
     with torch.no_grad():
         theirs, before = (net(torch.from_numpy(tokens)).logits.numpy() for net in (model, base))
-    policy = restore_policy(runs[kind]).policy
+    policy = restore_policy(runs[kind], mesh=make_mesh()).policy
     ours = policy.model.unembed(policy.model.hidden(jnp.asarray(tokens), adapter=policy.adapter))
     np.testing.assert_allclose(np.asarray(ours), theirs, atol=1e-4, rtol=0)
     assert np.abs(theirs - before).max() > 1e-2  # the two steps are visible
@@ -289,7 +289,7 @@ def test_a_base_with_nan_is_named_whatever_reads_the_run(runs, tmp_path, capsys)
 def test_inspecting_a_run_counts_what_its_checkpoint_holds(runs, kind, capsys):
     assert main(["inspect", f"{runs[kind]}:2", "--tensors", "--mesh", "fsdp=8"]) == 0
     out = capsys.readouterr().out
-    policy = restore_policy(runs[kind]).policy
+    policy = restore_policy(runs[kind], mesh=make_mesh()).policy
     base, learnt = jax.tree.leaves(policy.model), jax.tree.leaves(policy.adapter)
     for trees in filter(None, (base, learnt)):
         assert f"{sum(x.size for x in trees):,} parameters" in out

@@ -21,6 +21,7 @@ from tests.runs import (
     write_config,
 )
 
+STEPS = 6  # enough for a signal after the first to come before the last
 MESH = {"data": 1, "fsdp": 4, "tensor": 2}
 SMALL = {
     "mesh": MESH,
@@ -60,22 +61,22 @@ def logs(config, processes=2):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The run of one process that the others must equal."""
-    config = write_config(tmp_path_factory.mktemp("alone"), **SMALL, train={"steps": 3})
+    config = write_config(tmp_path_factory.mktemp("alone"), **SMALL, train={"steps": STEPS})
     run(config, environment(8))
     return config.with_suffix("")
 
 
 def test_two_processes_told_to_end_save_and_one_goes_on_as_if_nothing_had_been(alone, tmp_path):
-    config = write_config(tmp_path, **SMALL, train={"steps": 3})
+    config = write_config(tmp_path, **SMALL, train={"steps": STEPS})
     processes = start_together(config)
     wait_for_step(config, processes, 1)
     processes[1].send_signal(signal.SIGTERM)
     assert end_together(config, processes) == [0, 0], logs(config)
     first, second = (config.with_suffix(f".{i}.log").read_text() for i in (0, 1))
     assert "told to end (SIGTERM): saved as step" in first
-    assert "step 1/3" in first and "step 1/3" not in second, "one process logs"
+    assert f"step 1/{STEPS}" in first and f"step 1/{STEPS}" not in second, "one process logs"
     (saved,) = [int(p.name) for p in (config.with_suffix("") / "checkpoints").iterdir() if p.name.isdigit()]
-    assert saved < 3
+    assert saved < STEPS
     assert f"after step {saved}" in run(config, environment(8))
     close_runs(config.with_suffix(""), alone)
 
@@ -85,7 +86,7 @@ def test_two_processes_told_to_end_save_and_one_goes_on_as_if_nothing_had_been(a
 def test_two_processes_go_on_where_one_stopped(alone, tmp_path, backend):
     config = write_config(tmp_path, **SMALL, train={"steps": 1})
     run(config, environment(8))
-    processes = start_together(config, "train.steps=3", f"sampling.backend={backend}")
+    processes = start_together(config, f"train.steps={STEPS}", f"sampling.backend={backend}")
     assert end_together(config, processes) == [0, 0], logs(config)
     close_runs(config.with_suffix(""), alone)
 
@@ -160,7 +161,7 @@ def test_rows_and_weights_find_their_places_where_devices_are_not_in_order_of_pr
 
 
 def test_an_error_in_one_process_is_an_error_in_all(tmp_path):
-    config = write_config(tmp_path, **SMALL, train={"steps": 3})
+    config = write_config(tmp_path, **SMALL, train={"steps": STEPS})
     processes = start_together(config, devices=1)  # the mesh wants eight
     assert end_together(config, processes, timeout=120) == [1, 1], logs(config)
     for index in (0, 1):
