@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
+from jopsd import errors
 from jopsd.models.orbax_model import nested, restore_of, tree_keys
 
 STATE, META = "state", "meta"
@@ -121,7 +122,7 @@ def restore_trainable(run_dir: str | Path, step: int, like: Any) -> Any:
 
 def first_line(error: BaseException) -> str:
     """What went wrong, without the traceback that storage libraries put into their messages."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = errors.first_line(error)
     # Errors of the storage layer are long paths, with the reason at the end.
     return line if len(line) <= 300 else f"{line[:80]} ... {line[-200:]}"
 

@@ -16,6 +16,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jopsd.errors import first_line
+
 T = TypeVar("T")
 # Seconds: without a sign of life a process is lost after the one; a start waits for the last of them for the other.
 LOST_AFTER, START_WITHIN = 25, 300
@@ -114,7 +116,7 @@ def join(layout: Layout | None) -> None:
     except (RuntimeError, ValueError) as error:
         where = layout.coordinator or "the cluster that JAX detected"
         raise DistributedError(
-            f"the processes of this run did not find each other through {where}: {_first_line(error)}; start all of "
+            f"the processes of this run did not find each other through {where}: {first_line(error)}; start all of "
             "them within five minutes, with the same --coordinator and --processes, which every host can reach"
         ) from error
 
@@ -143,6 +145,12 @@ def exchange(value: T) -> list[T]:
     return [pickle.loads(row[:size].tobytes()) for row, size in zip(np.asarray(rows), sizes, strict=True)]
 
 
+def wait_for_all(where: str) -> None:
+    """Returns once every process of the run is here. A collective; `where` says which, and must be the same."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"jopsd {where}")
+
+
 def together(work: Callable[[], T]) -> T:
     """Does the same in every process; an error in one is an error in all, instead of a wait without end.
 
@@ -154,7 +162,7 @@ def together(work: Callable[[], T]) -> T:
         result = work()
     except Exception as raised:
         error = raised
-    failures = exchange(None if error is None else f"{type(error).__name__}: {_first_line(error)}")
+    failures = exchange(None if error is None else f"{type(error).__name__}: {first_line(error)}")
     if error is not None:
         raise error
     for process, failure in enumerate(failures):
@@ -203,7 +211,3 @@ def leave() -> None:
         )
         sys.stdout.flush()
         os._exit(1)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -20,8 +20,6 @@ from jopsd.setup import Task, Weights, model_dir
 from jopsd.step import TrainState
 from jopsd.teachers import student_policy
 
-SERVED = ("remote", "openai")
-
 
 @dataclass(frozen=True)
 class Drawing:
@@ -54,20 +52,20 @@ def open_drawing(
       ConfigError: drawing ahead where that cannot be done.
     """
     sampling, base = config.sampling, weights.models.base
-    if sampling.ahead and sampling.backend not in SERVED and mesh.size > 1:
+    if sampling.ahead and not sampling.served and mesh.size > 1:
         raise ConfigError(
             f"sampling.ahead 1 with sampling.backend {sampling.backend} needs a single device, not {mesh.size}: two "
             "programs over several devices may wait for each other; sample from servers (backend remote)"
         )
     policy, dtype = student_policy(state.trainable, base), weights.model_config.dtype
-    home = mesh if sampling.backend in SERVED else _home(config, weights, mesh)
-    copies = home is not mesh or (sampling.backend not in SERVED and narrows(config, weights.model_config))
+    home = mesh if sampling.served else _home(config, weights, mesh)
+    copies = home is not mesh or (not sampling.served and narrows(config, weights.model_config))
     moved = (lambda tree: relaid(tree, mesh, home, dtype)) if copies else (lambda tree: tree)
     exact = rounded = _with_base(config, base, moved, lambda model: model)
     if sampling.weights == "int8" and config.method.trains_on == "rollouts":
         rounded = _with_base(config, base, moved, lambda model: _rounded(model, mesh))
     with closing(_make_sampler(config, task, weights, policy, exact, home, run_dir)) as sampler:
-        yield Drawing(sampler, exact, rounded, reads=sampling.backend not in SERVED)
+        yield Drawing(sampler, exact, rounded, reads=not sampling.served)
 
 
 def narrows(config: Config, cfg: ModelConfig) -> bool:
@@ -105,7 +103,7 @@ def _make_sampler(config: Config, task: Task, weights: Weights, policy: Policy, 
     if config.eval is not None:
         limits.append(longest(task.held_out) + config.eval.max_new_tokens)
     max_stop_ids = max(len(task.stop_ids), 1)
-    if sampling.backend in SERVED:
+    if sampling.served:
         return open_pool(
             sampling,
             run_dir,

@@ -49,7 +49,11 @@ def make_mesh(
     if shape["context"] == 1:
         del shape["context"]
     _check_slices(shape["data"], slices, devices)
-    return Mesh(_place(shape, slices, devices), tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
+    return _auto(_place(shape, slices, devices), tuple(shape))
+
+
+def _auto(devices: np.ndarray, axes: Sequence[str]) -> Mesh:
+    return Mesh(devices, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
 
 
 def _check_slices(data: int, slices: int, devices: list) -> None:
@@ -83,6 +87,11 @@ def _place(shape: dict[str, int], slices: int, devices: list) -> np.ndarray:
 
 def _within(shape: tuple[int, ...], devices: list) -> np.ndarray:
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+
+
+def gathering_axes(mesh: Mesh) -> list[str]:
+    """The axes along which weights are split that every device has to gather before use."""
+    return [axis for axis in present(FSDP, mesh) if mesh.shape[axis] > 1]
 
 
 def token_shards(mesh: Mesh) -> int:
@@ -130,14 +139,12 @@ def sampling_mesh(mesh: Mesh, devices: Sequence[jax.Device], tensor: int | str |
     whole = len(devices) == mesh.size
     if tensor == "mesh" and not whole:
         raise ValueError("sampling.tensor mesh: a process of several samples on its own devices; use backend loop")
-    if tensor == "mesh" or (tensor is None and whole and math.prod(mesh.shape[a] for a in present(FSDP, mesh)) == 1):
+    if tensor == "mesh" or (tensor is None and whole and not gathering_axes(mesh)):
         return mesh
     tensor = math.gcd(len(devices), heads) if tensor is None else tensor
     if len(devices) % tensor:
         raise ValueError(f"sampling.tensor {tensor} does not divide the {len(devices)} devices that a sampler has")
-    axes = ("data", "fsdp", "tensor")
-    placed = np.array(devices).reshape(-1, 1, tensor)
-    return Mesh(placed, axes, axis_types=(AxisType.Auto,) * len(axes))
+    return _auto(np.array(devices).reshape(-1, 1, tensor), ("data", "fsdp", "tensor"))
 
 
 def sampling_shardings(tree, target: Mesh):
@@ -156,7 +163,7 @@ def relaid(tree, mesh: Mesh, target: Mesh, dtype: str):
     else:
         groups = [[d for d in mesh.devices.flat if d.process_index == p] for p in range(jax.process_count())]
         copies = np.stack([np.array(group).reshape(target.devices.shape) for group in groups])
-        everyone = Mesh(copies, ("process", *target.axis_names), axis_types=(AxisType.Auto,) * copies.ndim)
+        everyone = _auto(copies, ("process", *target.axis_names))
     spread = jax.tree.map(lambda sharding: NamedSharding(everyone, sharding.spec), ours)
     # Not by the jitted function's own shardings: it wants all devices in one order, and each process's stand together.
     copied = jax.device_put(jax.jit(narrowed, static_argnums=0)(dtype, tree), spread)

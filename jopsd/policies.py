@@ -1,6 +1,5 @@
 """Whose weights draw: a model as it is on disk, or what a run had learnt by one of its checkpoints."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from jax.sharding import Mesh
 
 from jopsd import checkpoint
 from jopsd.config import Config, load_config
-from jopsd.mesh import make_mesh
+from jopsd.mesh import make_mesh, sampling_mesh
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.hf import abstract_decoder, load_pretrained, read_config
 from jopsd.models.sharding import sharded_shapes
@@ -37,7 +36,8 @@ class Restored(NamedTuple):
 
 def mesh_for_sampling(cfg: ModelConfig) -> Mesh:
     """All devices, layers split over as many as divide the key-value heads: no token waits for weights."""
-    return make_mesh(data=-1, fsdp=1, tensor=math.gcd(jax.device_count(), cfg.num_kv_heads))
+    mesh = make_mesh()
+    return sampling_mesh(mesh, list(mesh.devices.flat), None, cfg.num_kv_heads)
 
 
 def load_policy(

@@ -253,6 +253,11 @@ class Sampling(Drawing):
     access: Access = Access()
     ahead: Literal[0, 1] = 0
 
+    @property
+    def served(self) -> bool:
+        """Whether rollouts come from servers, and not from devices of this run."""
+        return self.backend in ("remote", "openai")
+
 
 class CodeReward(Section):
     """Programs. score: `sparse` is 1 where all tests pass; `dense` the share of tests that pass.
@@ -432,7 +437,7 @@ class Config(Section):
             )
 
     def _check_sampling(self):
-        sampling, served = self.sampling, self.sampling.backend in ("remote", "openai")
+        sampling, served = self.sampling, self.sampling.served
         if served and not sampling.servers:
             raise ValueError(f"sampling.backend {sampling.backend} needs sampling.servers, a list of addresses")
         if sampling.servers and not served:

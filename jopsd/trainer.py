@@ -149,7 +149,7 @@ class _Loop:
             if self.evaluates(done) and not self.evaluated(done):
                 self.evaluate(done, state)
             for step in range(done + 1, config.train.steps + 1):
-                begin, position = time.monotonic(), batches.get_state()
+                begin = time.monotonic()
                 draw = draw or self.start(step, batches, state)
                 position = draw.position
                 rollouts = self.finish(step, draw)

@@ -143,25 +143,36 @@ FLASH: dict[str, Callable] = {"cudnn": cudnn_attention, "splash": splash_attenti
 ATTENTION = ("auto", "xla", *FLASH)
 
 
-def choose(name: str, dtype: str, head_dim: int) -> str:
-    """The backend that "auto" means on the default device; any other name is itself.
+NEEDS = {"cudnn": "gpu", "splash": "tpu"}  # the platform of each kernel
 
-    cuDNN wants 16-bit numbers and Ampere or later, splash a head size that fills the lanes of a TPU.
+
+def suited(platform: str, dtype: str, head_dim: int) -> str:
+    """The backend that suits a platform, "tpu", "gpu" (Ampere or later) or "cpu".
+
+    cuDNN wants 16-bit numbers, splash a head size that fills the lanes of a TPU.
     """
+    if platform == "tpu" and head_dim % 128 == 0:
+        return "splash"
+    fits = dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128
+    return "cudnn" if platform == "gpu" and fits else "xla"
+
+
+def choose(name: str, dtype: str, head_dim: int) -> str:
+    """The backend that "auto" means on the default device, see `suited`; any other name is itself."""
     if name != "auto":
         return name
     platform = jax.default_backend()
-    if platform == "tpu" and head_dim % 128 == 0:
-        return "splash"
-    capability = getattr(jax.devices()[0], "compute_capability", None) if platform == "gpu" else None
-    # AMD reports a name such as "gfx942" here.
-    ampere = str(capability).replace(".", "", 1).isdecimal() and float(capability) >= 8
-    return "cudnn" if ampere and dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128 else "xla"
+    if platform == "gpu":
+        # AMD reports a name such as "gfx942" here.
+        capability = str(getattr(jax.devices()[0], "compute_capability", None))
+        if not (capability.replace(".", "", 1).isdecimal() and float(capability) >= 8):
+            return "xla"
+    return suited(platform, dtype, head_dim)
 
 
 def unavailable(name: str, dtype: str) -> str | None:
     """Why an explicitly named backend cannot run on the default device, or None."""
-    needs = {"cudnn": "gpu", "splash": "tpu"}.get(name)
+    needs = NEEDS.get(name)
     platform = jax.default_backend()
     if needs and platform != needs:
         return f"{name} attention runs on a {needs.upper()}, and this process computes on {platform}"

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jopsd.mesh import gathering_axes
 from jopsd.plan.compile import Program
 from jopsd.plan.flops import adapter_products, columns_of, projections, readings
 from jopsd.plan.hlo import Collective
@@ -42,11 +43,6 @@ def _tokens(config, shapes: Shapes, view: str) -> int:
     return -(-rows * columns_of(config, shapes.lengths)[view] // mesh.get("context", 1))
 
 
-def _split(mesh) -> bool:
-    """Whether weights are gathered before use."""
-    return mesh.shape["fsdp"] * mesh.shape.get("context", 1) > 1
-
-
 # ------------------------------------------------------------------------------------------------------------- memory
 
 
@@ -68,7 +64,7 @@ def _layer(config, shapes: Shapes, tokens: float, backward: bool) -> float:
     """One layer at work: its gathered weights, and what its products read and make."""
     cfg, width, mesh = shapes.weights.model_config, _width(shapes), shapes.mesh.shape
     tensor, context = mesh["tensor"], mesh.get("context", 1)
-    weights = 2 * projections(cfg) * width / tensor if _split(shapes.mesh) else 0
+    weights = 2 * projections(cfg) * width / tensor if gathering_axes(shapes.mesh) else 0
     heads = (cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_dim
     values = tokens * width * (4 * cfg.hidden_size + (2 * heads + 3 * cfg.intermediate_size) / tensor)
     rows = max(tokens * context // columns_of(config, shapes.lengths)["student"], 1)
@@ -87,7 +83,7 @@ def _vocabulary(config, shapes: Shapes) -> float:
     logits = chunk * cfg.vocab_size * 4 * (3 + len(read)) / tensor
     table = cfg.vocab_size * cfg.hidden_size / tensor
     lookup = jnp.dtype(cfg.param_dtype).itemsize
-    tables = table * (lookup + width * (1 + len(read))) if _split(shapes.mesh) else 0
+    tables = table * (lookup + width * (1 + len(read))) if gathering_axes(shapes.mesh) else 0
     # The head's gradient, and what a chunk adds to it.
     gradient = 0 if config.lora else 2 * table * 4
     return logits + tables + gradient + tokens * cfg.hidden_size * (width * (1 + len(read)) + 4)
@@ -105,7 +101,7 @@ def _sampler(config, shapes: Shapes) -> dict[str, Program]:
     weights, pool = bytes_per_device(shapes.policy), bytes_per_device(shapes.pool)
     table = cfg.vocab_size * cfg.hidden_size / tensor
     lookup = jnp.dtype(cfg.param_dtype).itemsize
-    gathered = table * (lookup + width) + 2 * projections(cfg) * width / tensor if _split(mesh) else 0
+    gathered = table * (lookup + width) + 2 * projections(cfg) * width / tensor if gathering_axes(mesh) else 0
     rows = max(config.sampling.slots // max(mesh.size // tensor, 1), 1)
     # The TPU compiler turns the whole cache into a layout of its own for the loop; the others copy a layer at most.
     cache = bytes_per_device((shapes.pool.cache.k, shapes.pool.cache.v))
@@ -149,7 +145,7 @@ def _gradient_collectives(config, shapes: Shapes, micro: int) -> list[Collective
     tensor = mesh.shape["tensor"]
     count = sum(x.size for x in jax.tree.leaves(shapes.weights.state.trainable))
     width = 4 if config.lora else _width(shapes)
-    scattered = [axis for axis in ("fsdp", "context") if mesh.shape.get(axis, 1) > 1]
+    scattered = gathering_axes(mesh)
     parts = int(np.prod([mesh.shape[axis] for axis in scattered]))
     found = [_one("reduce-scatter", count * width // tensor, micro, mesh, scattered)]
     return found + [_one("all-reduce", count * width // tensor // parts, micro, mesh, ["data"])]
@@ -159,18 +155,16 @@ def _forward_collectives(config, shapes: Shapes, mesh, micro: int, tokens: int, 
     """One pass over all layers, with embedding and head."""
     cfg, width = cfg or shapes.weights.model_config, _width(shapes)
     found = _layer_collectives(cfg, mesh, micro, tokens, width, 1, 1, adapter_products(cfg, config.lora))
-    axes = [axis for axis in ("fsdp", "context") if mesh.shape.get(axis, 1) > 1]
     table = cfg.vocab_size * cfg.hidden_size * width // mesh.shape["tensor"]
-    found.append(_one("all-gather", table, 2 * micro, mesh, axes))
+    found.append(_one("all-gather", table, 2 * micro, mesh, gathering_axes(mesh)))
     return [one._replace(dynamic=dynamic) for one in found]
 
 
 def _layer_collectives(cfg, mesh, micro, tokens, width, gathers, sums, adapter=0) -> list[Collective]:
     """gathers: times that a layer's weights are gathered. sums: pairs of sums of activations over tensor."""
-    axes = [axis for axis in ("fsdp", "context") if mesh.shape.get(axis, 1) > 1]
     times, tensor = micro * cfg.num_layers, mesh.shape["tensor"]
     found = [
-        _one("all-gather", (projections(cfg) + adapter) * width // tensor, gathers * times, mesh, axes),
+        _one("all-gather", (projections(cfg) + adapter) * width // tensor, gathers * times, mesh, gathering_axes(mesh)),
         _one("all-reduce", tokens * cfg.hidden_size * width, 2 * sums * times, mesh, ["tensor"]),
     ]
     context = mesh.shape.get("context", 1)

@@ -24,6 +24,7 @@ from jopsd.batch import TrainBatch
 from jopsd.config import Config, ConfigError
 from jopsd.drawing import narrows
 from jopsd.mesh import make_mesh, narrowed, sampling_mesh, sampling_shardings, token_shards
+from jopsd.models.attention import NEEDS, suited
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.hf import CONFIG, abstract_decoder
 from jopsd.models.quantize import int8_projections
@@ -126,11 +127,8 @@ def attention_on(kind: str, cfg: ModelConfig) -> str:
       ConfigError: a kernel of another kind of chip.
     """
     if cfg.attention == "auto":
-        if kind == "tpu" and cfg.head_dim % 128 == 0:
-            return "splash"
-        fits = cfg.dtype == "bfloat16" and cfg.head_dim % 8 == 0 and cfg.head_dim <= 128
-        return "cudnn" if kind == "gpu" and fits else "xla"
-    needs = {"splash": "tpu", "cudnn": "gpu"}.get(cfg.attention, kind)
+        return suited(kind, cfg.dtype, cfg.head_dim)
+    needs = NEEDS.get(cfg.attention, kind)
     if needs != kind:
         raise ConfigError(f"model.attention {cfg.attention} runs on a {needs.upper()}, not on this topology; use auto")
     return cfg.attention
@@ -186,14 +184,10 @@ def abstract_weights(config: Config, kind: str) -> tuple[Weights, str]:
         trainable, base = model, None
         reads_base = method.reads_reference and others.reference is None
         if reads_base or (method.teacher_views and teacher_rule(config).reads_base):
-            base = _cast(model, dtype)
+            base = jax.eval_shape(partial(narrowed, dtype), model)
     rule, anywhere = teacher_rule(config), make_mesh(1, 1, 1, devices=jax.devices("cpu")[:1])
     state = jax.eval_shape(lambda t: init_train_state(t, optimizer, anywhere, rule), trainable)
     return Weights(cfg, replace(others, base=base), state, optimizer, schedule), source
-
-
-def _cast(model: Decoder, dtype: str) -> Decoder:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), model)
 
 
 def _abstract_others(config: Config, cfg: ModelConfig, kind: str) -> Models:
@@ -274,9 +268,7 @@ def make_shapes(config: Config, topology: Topology, lengths: Lengths, weights: W
         raise ConfigError(f"mesh.tensor {mesh.shape['tensor']} does not divide the vocabulary of {vocabulary}")
     weights = weights._replace(models=sharded_shapes(weights.models, mesh), state=sharded_shapes(weights.state, mesh))
     batch, step_batch = abstract_batch(config, lengths, mesh)
-    samples = config.sampling.backend in ("jetstream", "loop") and (
-        config.method.trains_on == "rollouts" or config.eval is not None
-    )
+    samples = not config.sampling.served and (config.method.trains_on == "rollouts" or config.eval is not None)
     home, policy, pool, copies = mesh, None, None, 0
     if samples:
         cfg = weights.model_config

@@ -15,7 +15,8 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Protocol
 
-from jopsd.sampling.publish import Published, Publisher, meet
+from jopsd.distributed import is_first, wait_for_all
+from jopsd.sampling.publish import Published, Publisher
 from jopsd.sampling.remote import ServerBusy
 from jopsd.sampling.sampler import Completion, Policy, Request, SamplerError, Stream, validate
 
@@ -165,11 +166,11 @@ class PoolSampler:
                 return
         published = self._publisher.publish(policy, version)
         try:
-            if self._publisher.is_first:
+            if is_first():
                 self._hand_over(published)
         finally:
-            meet(f"served {version}")
-        if not self._publisher.is_first:  # the servers have them by now; this says so to this process's own links
+            wait_for_all(f"weights served {version}")
+        if not is_first():  # the servers have them by now; this says so to this process's own links
             self._hand_over(published)
         self._publisher.forget()
 

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import traverse_util
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jopsd.checkpoint import first_line
+from jopsd.distributed import is_first, wait_for_all
 from jopsd.models.hf import abstract_decoder
 from jopsd.models.lora import Adapter
 from jopsd.models.orbax_model import nested, restore_of, tree_keys
@@ -49,25 +49,20 @@ class Publisher:
     def __init__(self, folder: Path, base: str | None, write: Callable[[Policy, Path], None] | None = None):
         self._folder, self._base, self._kept = folder.resolve(), base, []
         self._write = write
-        if jax.process_index() == 0:
+        if is_first():
             self._folder.mkdir(parents=True, exist_ok=True)
             for left in self._folder.iterdir():
                 if re.match(r"\.?\d+(\.|$)", left.name):  # a version, or one that was not finished
                     shutil.rmtree(left, ignore_errors=True)
-        meet("emptied")
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process is the one that tells the servers."""
-        return jax.process_index() == 0
+        wait_for_all("weights emptied")
 
     def publish(self, policy: Policy, version: int) -> Published:
         """Raises SamplerError where it cannot be written."""
         path = self._folder / str(version)
-        if self.is_first:
+        if is_first():
             shutil.rmtree(path, ignore_errors=True)  # of a try that failed
         name = fingerprint(policy, self._base)
-        meet("cleared")
+        wait_for_all("weights cleared")
         try:
             if self._write is None:
                 write_policy(policy, path, version, self._base, name)
@@ -81,14 +76,8 @@ class Publisher:
     def forget(self) -> None:
         """Removes all but the newest versions, once no server reads them any more."""
         old, self._kept = self._kept[:-KEEP], self._kept[-KEEP:]
-        for path in old if jax.process_index() == 0 else ():
+        for path in old if is_first() else ():
             shutil.rmtree(path, ignore_errors=True)
-
-
-def meet(where: str) -> None:
-    """Waits for the other processes of a run, where there are any."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"jopsd weights {where}")
 
 
 def write_policy(policy: Policy, path: Path, version: int, base: str | None, name: str) -> None:
