@@ -123,4 +123,5 @@ def _make_sampler(config: Config, task: Task, weights: Weights, policy: Policy, 
         chunk=sampling.chunk,
         mesh=mesh,
         max_stop_ids=max_stop_ids,
+        cache_gb=sampling.cache_gb,
     )

@@ -236,6 +236,8 @@ class Sampling(Drawing):
     sampler_gap. Evaluation draws from the exact weights.
     backend: `jetstream` (in this process; where there are several, each on its own devices) or `loop` (the devices of
     all processes as one); `remote` samples from servers of `python -m jopsd.serve`, `openai` from vLLM or SGLang.
+    cache_gb: gigabytes of keys and values on all devices together; null is enough for slots of 0.4 of the longest row,
+    at least 256 tokens each. Where they run out, the youngest rollout is put back and drawn again: the same tokens.
     tensor: devices that split each layer while sampling. `mesh` is the trainer's layout, on its arrays; null is that
     where no weights are gathered over fsdp or context, else a copy split over as many as divide the key-value heads.
     servers (remote, openai): their addresses, host:port or URL. access: how they are reached.
@@ -248,10 +250,16 @@ class Sampling(Drawing):
     n: PositiveInt = 1
     slots: PositiveInt = 32
     chunk: PositiveInt = 16
+    cache_gb: Annotated[float, Field(gt=0)] | None = None
     tensor: PositiveInt | Literal["mesh"] | None = None
     servers: tuple[str, ...] = ()
     access: Access = Access()
     ahead: Literal[0, 1] = 0
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """`cache_gb` in bytes."""
+        return None if self.cache_gb is None else int(self.cache_gb * 1e9)
 
     @property
     def served(self) -> bool:

@@ -73,6 +73,7 @@ def load(args: argparse.Namespace) -> tuple["Sampler", str, "Restored", "Read | 
         max_length=args.max_length,
         mesh=restored.mesh,
         max_stop_ids=args.max_stop_ids,
+        cache_gb=args.cache_gb,
     )
     if restored.step is not None:
         sampler.update(restored.policy, restored.step)
@@ -179,6 +180,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--param-dtype", choices=dtypes, help="of the weights, as model.param_dtype; default the model's own")
     add("--served-name", metavar="NAME", help="what clients are told; default the model or checkpoint as given")
     add("--slots", type=int, default=32, help="samples decoded together: more is faster and takes more memory")
+    add(
+        "--cache-gb",
+        type=float,
+        metavar="GB",
+        help="of keys and values; default enough for 0.4 of --max-length per slot",
+    )
     add("--max-length", type=int, required=True, metavar="N", help="prompt and completion tokens of the longest sample")
     add("--max-stop-ids", type=int, default=8, metavar="N", help="stop tokens a request may have")
     add("--backend", choices=("jetstream", "loop"), default="jetstream")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jopsd.mesh import make_mesh
-from jopsd.models import attention, decoder
+from jopsd.models import attention
 from jopsd.models.attention import Sight, choose, cudnn_attention, flash_attention, splash_attention, xla_attention
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.rope import Yarn
@@ -156,19 +156,6 @@ def test_a_decoder_has_the_same_states_and_gradients_with_every_backend(name, mo
     np.testing.assert_allclose(h, expected_h, atol=5e-5, rtol=0)
     for ours, theirs in zip(gradient, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-3 * float(jnp.abs(theirs).max()), rtol=0)
-
-
-def test_a_cache_is_read_by_xla_whatever_the_backend(monkeypatch):
-    def refuse(*_, **__):
-        raise AssertionError("a kernel was asked to read a cache")
-
-    monkeypatch.setitem(attention.FLASH, "splash", refuse)
-    cfg = ModelConfig(31, 32, 2, 4, 2, 8, 24, attention="splash")
-    model = Decoder(cfg, jax.random.key(0))
-    h, cache = model.hidden(jnp.ones((1, 3), jnp.int32), cache=decoder.init_cache(cfg, 1, 8))
-    assert h.shape == (1, 3, 32) and cache.length.tolist() == [3]
-    with pytest.raises(AssertionError, match="asked to read"):
-        model.hidden(jnp.ones((1, 3), jnp.int32))
 
 
 @pytest.mark.parametrize(

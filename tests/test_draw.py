@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jopsd.sampling.draw import draw
+from jopsd.sampling import draw as drawing
 
 DRAWS = 8_000
+
+
+def draw(logits, *arguments):
+    """The draw from logits [B,V]; the sampler's own have the vocabulary first."""
+    return drawing.draw(jnp.asarray(logits).T, *arguments)
 
 
 def softmax(x):

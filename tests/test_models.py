@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jopsd.models.decoder import ModelConfig, init_cache
+from jopsd.models.decoder import ModelConfig
 from jopsd.models.hf import abstract_decoder, load_pretrained, read_config
 from jopsd.models.lora import TARGETS, Adapter, init_adapter, merged_kernel
+from jopsd.models.pages import Span, make_pages
+from jopsd.models.products import turned_model
 from tests.families import CASES, VOCAB, random_model
 
 torch = pytest.importorskip("torch")
@@ -103,23 +105,34 @@ def test_left_padded_rows_equal_transformers_at_real_positions(pair):
     np.testing.assert_allclose(ours[mask == 1], theirs[mask == 1], atol=TOLERANCE, rtol=0)
 
 
-def test_ragged_prefill_then_cached_decoding_equals_transformers_row_by_row(pair):
+@pytest.mark.parametrize("turned", [False, True], ids=["stacked", "turned"])
+def test_pieces_of_ragged_prompts_and_then_single_tokens_equal_transformers_row_by_row(pair, turned):
     reference, model = pair
+    if turned:
+        model = turned_model(model, "float32")
     lengths, steps = [5, 2, 7], 6
     rows = [random_tokens(n + steps, seed=n) for n in lengths]
-    step = jax.jit(lambda tokens, segments, cache: model.hidden(tokens, segments=segments, cache=cache))
-    prompt = np.full((3, 7), VOCAB - 1)
+    kinds = sorted(set(model.cfg.pattern))
+
+    @jax.jit
+    def read(tokens, start, count, pages):
+        span = {kind: Span(jnp.array([[3], [1], [2]]), start, count) for kind in kinds}
+        hidden, pages = model.read(tokens, span, pages)
+        return model.unembed(hidden, 0), pages
+
+    layers = {kind: model.cfg.num_layers // len(model.cfg.pattern) * model.cfg.pattern.count(kind) for kind in kinds}
+    sizes = model.cfg.num_kv_heads, model.cfg.head_dim
+    pages = {kind: make_pages(layers[kind], *sizes, 4, "float32", False) for kind in kinds}
+    prompt = np.full((3, 8), VOCAB - 1)
     for row, (tokens, n) in enumerate(zip(rows, lengths, strict=True)):
         prompt[row, :n] = tokens[:n]
-    mask = (np.arange(7)[None] < np.array(lengths)[:, None]).astype(np.int32)
-    hidden, cache = step(prompt, mask, init_cache(model.cfg, 3, 16))
-    ours = [[*model.unembed(hidden)[row, :n]] for row, n in enumerate(lengths)]
+    found, pages = read(prompt, np.zeros(3, np.int32), np.array(lengths), pages)
+    ours = [[*found[:, row, :n].T] for row, n in enumerate(lengths)]
     for i in range(steps):
         fresh = np.array([[tokens[n + i]] for tokens, n in zip(rows, lengths, strict=True)])
-        hidden, cache = step(fresh, np.ones((3, 1), np.int32), cache)
-        for row, logit in enumerate(model.unembed(hidden)[:, 0]):
-            ours[row].append(logit)
-    assert cache.length.tolist() == [n + steps for n in lengths]
+        found, pages = read(fresh, np.array(lengths) + i, np.ones(3, np.int32), pages)
+        for row in range(3):
+            ours[row].append(found[:, row, 0])
     for row, tokens in enumerate(rows):
         expected = reference_logits(reference, tokens[None])[0]
         np.testing.assert_allclose(np.stack(ours[row]), expected, atol=TOLERANCE, rtol=0)

@@ -201,7 +201,9 @@ def test_the_parts_of_a_plan_are_the_bytes_of_the_published_model():
     assert bytes_per_device(shapes.weights.models.base) == pytest.approx(parameters * 2 / 8, abs=norms)
     # Each node samples on its own four devices: weights in bfloat16, and 8 slots of 36 layers, 8 heads of 128.
     assert shapes.copies == pytest.approx(parameters * 2 / 4, abs=norms)
-    assert bytes_per_device(shapes.pool.cache.k) == 36 * 2 * 8 * (2048 + 16384) * 128 * 2
+    pages = dict(shapes.pool_shape.pages)["full"]
+    assert bytes_per_device(shapes.pool.pages["full"].k) == 36 * 2 * pages * 64 * 128 * 2
+    assert 0.4 * 8 * (2048 + 16384) < pages * 64 < 0.45 * 8 * (2048 + 16384)
     assert dict(shapes.sampling_mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 4}
 
 

@@ -11,7 +11,8 @@ from flax import nnx
 
 from jopsd.methods import Opsd
 from jopsd.models.decoder import Decoder, ModelConfig
-from jopsd.models.quantize import Int8, int8_projections, kernel_product, quantize
+from jopsd.models.products import kernel_product
+from jopsd.models.quantize import Int8, int8_projections, quantize
 from jopsd.models.sharding import tree_shardings
 from jopsd.sampling import Policy, Request, SamplingParams, make_sampler
 from jopsd.schema import Optimizer

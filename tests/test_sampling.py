@@ -15,6 +15,7 @@ import pytest
 
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.lora import init_adapter
+from jopsd.models.pages import PAGE
 from jopsd.models.rope import Yarn
 from jopsd.models.sharding import tree_shardings
 from jopsd.sampling import Policy, Request, SamplerError, SamplingParams, make_sampler
@@ -213,7 +214,7 @@ def test_a_sample_follows_its_own_keys_on_a_cacheless_loop(oracle):
     for index in range(3):
         key, tokens = jax.random.fold_in(jax.random.key(1, impl="threefry2x32"), index), list(prompt(5))
         for position in range(11):
-            logits = next_logits(POLICY, tokens)[None]
+            logits = next_logits(POLICY, tokens)[:, None]
             step_key = jax.random.fold_in(key, position)[None]
             token, _ = draw(logits, step_key, jnp.ones(1), jnp.ones(1), jnp.zeros(1, jnp.int32))
             tokens.append(int(token[0]))
@@ -346,20 +347,20 @@ def test_leaving_the_iterator_halfway_frees_the_sampler(name, build, oracle):
 def test_leaving_the_iterator_stops_the_decoding_of_its_samples(build):
     sampler = build("jetstream")
     calls, decode = [], sampler.engine.decode
-    sampler.engine.decode = lambda state: calls.append(1) or decode(state)
+    sampler.engine.decode = lambda *given: calls.append(1) or decode(*given)
     next(sampler.sample([Request(prompt(5), 400, 1, SamplingParams(50), "long")]))
     sampler.update(POLICY, 0)
     assert len(calls) < 40, "400 samples of 50 tokens on 4 slots would take more than 1000 calls"
 
 
-@pytest.mark.parametrize("method", ["prefill", "insert", "decode", "init_state"])
+@pytest.mark.parametrize("method", ["prefill", "admit", "decode", "init_state"])
 def test_a_crash_in_any_thread_reaches_the_caller_and_the_process_lives(method, build, monkeypatch):
     sampler = build("jetstream")
     real, calls = getattr(sampler.engine, method), []
 
     def crash(*args):
         calls.append(1)
-        if len(calls) > (0 if method == "init_state" else 2):
+        if len(calls) > (2 if method == "decode" else 0):
             raise FloatingPointError("the device caught fire")
         return real(*args)
 
@@ -379,7 +380,7 @@ def test_a_crash_in_any_thread_reaches_the_caller_and_the_process_lives(method, 
 
 def test_a_thread_that_vanishes_is_noticed(build, monkeypatch):
     sampler = build("jetstream")
-    monkeypatch.setattr(sampler.engine, "prefill", lambda _: time.sleep(0.2))
+    monkeypatch.setattr(sampler.engine, "prefill", lambda *_: time.sleep(0.2))
     stream = sampler.sample(mixed_requests())
     sampler._driver._transfer_backlogs[0].put(None)  # ends the transfer thread without an exception
     with pytest.raises(SamplerError, match="without a word"):
@@ -412,7 +413,8 @@ def test_close_ends_every_thread_it_started(build):
 
 def test_release_frees_the_slots_until_the_next_sample(build, oracle):
     sampler = build("jetstream")
-    count = lambda: sum(x.shape == (2, SLOTS, 2, MAX_LENGTH, 8) for x in jax.live_arrays())  # noqa: E731
+    pool = (2, 2, dict(sampler.engine.shape.pages)["full"], PAGE, 8)
+    count = lambda: sum(x.shape == pool for x in jax.live_arrays())  # noqa: E731
     free = count()
     collect(sampler, mixed_requests()[:1])
     assert count() == free + 2
@@ -540,7 +542,10 @@ def test_slots_over_a_mesh_of_eight_devices_give_the_same_tokens(build, oracle):
     loop, stream = build("loop", policy, mesh=mesh), build("jetstream", policy, mesh=mesh)
     with jax.set_mesh(mesh):
         state = loop.engine.init_state()
-    assert state.cache.k.sharding.shard_shape(state.cache.k.shape) == (2, 1, 1, MAX_LENGTH, 8)
+    shape = loop.engine.shape
+    assert shape.shards == 4
+    held = state.pages["full"].k
+    assert held.sharding.shard_shape(held.shape) == (1, 2, dict(shape.pages)["full"], PAGE, 8)
     found = collect(loop, mixed_requests())
     for key, completion in found.items():
         assert completion.completion_ids.tolist() == oracle[key].completion_ids.tolist(), key
@@ -582,10 +587,13 @@ def test_every_variant_of_the_decoder_draws_the_same_on_one_device_and_on_eight(
 
 
 def test_compiled_programs_are_few(build):
-    build_count = engine_module.decode._cache_size
-    sampler = build("loop")
+    programs = [engine_module.prefill, engine_module.admit, engine_module.decode]
+    count = lambda: [program._cache_size() for program in programs]  # noqa: E731
+    sampler = build("loop", slots=5)
+    before = count()
     collect(sampler, mixed_requests())
-    compiled = build_count(), engine_module.insert._cache_size(), engine_module.prefill._cache_size()
+    assert [after - start for after, start in zip(count(), before, strict=True)] == [2, 1, 1]  # two widths of pieces
+    compiled = count()
     collect(sampler, mixed_requests())
-    collect(build("jetstream"), mixed_requests())
-    assert compiled == (build_count(), engine_module.insert._cache_size(), engine_module.prefill._cache_size())
+    collect(build("jetstream", slots=5), mixed_requests())
+    assert count() == compiled

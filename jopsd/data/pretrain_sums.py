@@ -25,7 +25,8 @@ import optax
 
 from jopsd.data import sums
 from jopsd.data.sums_tokenizer import END, MAX_LENGTH, PAD, VOCAB, VOCAB_SIZE, write_tokenizer
-from jopsd.models.decoder import Decoder, ModelConfig, init_cache
+from jopsd.models.decoder import Decoder, ModelConfig
+from jopsd.sampling import Policy, Request, SamplingParams, make_sampler
 
 CONFIG = ModelConfig(
     vocab_size=VOCAB_SIZE,
@@ -216,24 +217,13 @@ def train(tokenizer, steps: int, seed: int, report) -> Decoder:
 # --- evaluation
 
 
-@partial(jax.jit, static_argnames="max_new")
-def generate(model: Decoder, prompts, lengths, key, temperature, max_new: int = MAX_NEW) -> jax.Array:
-    """Completions [B,max_new] of right-padded prompts [B,P] with `lengths` [B]; temperature 0 is greedy."""
-    batch, width = prompts.shape
-    segments = (jnp.arange(width)[None] < lengths[:, None]).astype(jnp.int32)
-    h, cache = model.hidden(prompts, segments=segments, cache=init_cache(model.cfg, batch, width + max_new))
-    h = jnp.take_along_axis(h, lengths[:, None, None] - 1, axis=1)
-
-    def step(carry, key):
-        h, cache, done = carry
-        logits = model.unembed(h[:, 0])
-        token = jnp.argmax(logits + temperature * jax.random.gumbel(key, logits.shape), axis=-1)
-        token = jnp.where(done, VOCAB[PAD], token)
-        h, cache = model.hidden(token[:, None], cache=cache)
-        return (h, cache, done | (token == VOCAB[END])), token
-
-    carry = (h, cache, jnp.zeros(batch, bool))
-    return jax.lax.scan(step, carry, jax.random.split(key, max_new))[1].T
+def generate(model: Decoder, prompts: list[list[int]], temperature: float, seed: int) -> list[np.ndarray]:
+    """A completion of each prompt; temperature 0 is greedy."""
+    sampler = make_sampler("loop", model.cfg, Policy(model, None), 64, MAX_LENGTH)
+    params = SamplingParams(MAX_NEW, temperature=temperature, stop_ids=(VOCAB[END],))
+    requests = [Request(tuple(ids), 1, seed, params, number) for number, ids in enumerate(prompts)]
+    found = {completion.request_id: completion.completion_ids for completion in sampler.sample(requests)}
+    return [found[number] for number in range(len(prompts))]
 
 
 def is_right(text: str, answer: int) -> bool:
@@ -246,11 +236,7 @@ def accuracy(model: Decoder, tokenizer, users: list[Document], answers: list[int
     """Share of right completions, one per prompt."""
     frames = prompt_frames(tokenizer)
     prompts = [tokenizer.encode(frames[d.closed][0] + d.user + frames[d.closed][1]) for d in users]
-    padded = np.full((len(prompts), max(map(len, prompts))), VOCAB[PAD], np.int32)
-    for row, ids in zip(padded, prompts, strict=True):
-        row[: len(ids)] = ids
-    lengths = np.array([len(ids) for ids in prompts])
-    completions = np.asarray(generate(model, padded, lengths, jax.random.key(seed), temperature))
+    completions = generate(model, prompts, temperature, seed)
     return np.mean([is_right(tokenizer.decode(c), a) for c, a in zip(completions, answers, strict=True)])
 
 

@@ -1,7 +1,7 @@
-"""One decoder-only transformer, written once: forward pass, key-value cache, adapters as an argument.
+"""One decoder-only transformer, written once: whole sequences, the next tokens of paged ones, adapters as an argument.
 
-Axes: B batch, T tokens, S cache columns, D model width, N query heads, K key-value heads, H head size, F feed-forward
-width, V vocabulary, L layers, R adapter rank.
+Axes: B batch, T tokens, R rows of a sampler, D model width, N query heads, K key-value heads, H head size,
+F feed-forward width, V vocabulary, L layers, R adapter rank.
 
 Layers are stacked along a leading L axis and walked by one `lax.scan`, so that compile time does not grow with depth.
 Where layers of two kinds alternate, one step of the scan is one period of the pattern. Families differ in a handful of
@@ -10,6 +10,7 @@ Kernels are stored as [in, out], the transpose of the Hugging Face layout. Modul
 `jax.grad`, `jax.eval_shape`, optax and orbax act on them directly.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -20,7 +21,9 @@ from flax import nnx
 
 from jopsd.models.attention import ATTENTION, FLASH, Sight, choose, flash_attention, xla_attention
 from jopsd.models.lora import Adapter
-from jopsd.models.quantize import kernel_product
+from jopsd.models.pages import Pages, Span, write
+from jopsd.models.pages import attend as read_pages
+from jopsd.models.products import along, kernel_product, look_up, stacked_part, with_turned
 from jopsd.models.rope import Scaling, apply_rope, rope_angles
 from jopsd.models.sharding import constrain
 
@@ -100,59 +103,26 @@ class ModelConfig:
         }
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Cache:
-    """Keys and values of every layer, carried through the layer scan and updated in place.
+class _Context(NamedTuple):
+    """What all layers of one kind share in one forward pass.
 
     Attributes:
-      k, v: [L,B,K,S,H] in the computation dtype. This axis order is the one XLA writes in place on GPU and TPU.
-      segments: [B,S] int32, 0 on columns that hold nothing or padding.
-      length: [B] int32, the column each row writes next.
+      cos, sin: rotary angles, [B,T,1,H/2] or where features come first [1,H/2,R,T]; float32.
+      attend: (q, k, v, layer within its kind, pages) -> (what the heads read, pages). pages is None in training.
+      features: axis of an activation's features: -1 in training [B,T,D], 0 while sampling [D,R,T].
     """
 
-    k: jax.Array
-    v: jax.Array
-    segments: jax.Array
-    length: jax.Array
-
-
-class _Context(NamedTuple):
-    """What all layers of one kind share in one forward pass."""
-
-    cos: jax.Array  # [B,T,1,H/2] float32
+    cos: jax.Array
     sin: jax.Array
-    sight: Sight
-    mask: jax.Array | None  # [B,T,S] bool for the backend "xla"; kernels make their own
-    backend: str
-    start: jax.Array | None  # [B] first cache column to write, None without a cache
+    attend: Callable
+    features: int
 
 
-def init_cache(cfg: ModelConfig, batch: int, size: int) -> Cache:
-    """An empty cache of `size` columns for `batch` rows."""
-    shape = (cfg.num_layers, batch, cfg.num_kv_heads, size, cfg.head_dim)
-    return Cache(
-        k=jnp.zeros(shape, cfg.dtype),
-        v=jnp.zeros(shape, cfg.dtype),
-        segments=jnp.zeros((batch, size), jnp.int32),
-        length=jnp.zeros((batch,), jnp.int32),
-    )
-
-
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last axis, in float32, returned in x's dtype."""
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, axis: int = -1) -> jax.Array:
+    """Root-mean-square norm over an axis, in float32, returned in x's dtype."""
     x32 = x.astype(jnp.float32)
-    x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return x32.astype(x.dtype) * scale.astype(x.dtype)
-
-
-def write_cache(cache: jax.Array, new: jax.Array, layer: jax.Array, start: jax.Array) -> jax.Array:
-    """Writes new [B,T,K,H] into cache [L,B,K,S,H] at `layer`, row b from column start[b]."""
-
-    def write_row(row, fresh, column):  # [L,K,S,H], [T,K,H]
-        return jax.lax.dynamic_update_slice(row, fresh.swapaxes(0, 1)[None], (layer, 0, column, 0))
-
-    return jax.vmap(write_row, in_axes=(1, 0, 0), out_axes=1)(cache, new.astype(cache.dtype), start)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axis, keepdims=True) + eps)
+    return x32.astype(x.dtype) * along(scale, axis, x.ndim).astype(x.dtype)
 
 
 class Block(nnx.Module):
@@ -170,48 +140,44 @@ class Block(nnx.Module):
             heads = (cfg.num_heads, cfg.num_kv_heads) if cfg.qk_norm == "projection" else (1, 1)
             self.q_norm, self.k_norm = (ones(n * cfg.head_dim) for n in heads)
 
-    def __call__(self, cfg: ModelConfig, x, kv, layer, adapter, ctx: _Context):
-        """x [B,T,D] and the cache pair kv -> the same, one layer further."""
+    def __call__(self, cfg: ModelConfig, x, pages, layer, adapter, ctx: _Context):
+        """x, [B,T,D] or [D,R,T], and the pages of this kind of layer -> the same, one layer further."""
+        axis = ctx.features
 
         def project(h, name):
-            y = kernel_product(h, getattr(self, name))
+            y = kernel_product(h, getattr(self, name), axis)
             if name in cfg.biases:
-                y = y + getattr(self, f"{name}_bias")[...].astype(h.dtype)
-            return y if adapter is None else y + adapter.delta(h, name)
+                y = y + along(getattr(self, f"{name}_bias")[...], axis, y.ndim).astype(h.dtype)
+            return y if adapter is None else y + adapter.delta(h, name, axis)
 
-        norm = lambda h, scale: rms_norm(h, scale[...], cfg.rms_eps)  # noqa: E731
+        norm = lambda h, scale: rms_norm(h, scale[...], cfg.rms_eps, axis)  # noqa: E731
         before, after = (norm, lambda h, _: h) if cfg.norm == "pre" else (lambda h, _: h, norm)
-        attended, kv = self._attend(cfg, before(x, self.attn_norm), kv, layer, project, ctx)
-        pin = partial(constrain, kind="activation" if kv is None else "reading")
+        attended, pages = self._attend(cfg, before(x, self.attn_norm), pages, layer, project, ctx)
+        pin = partial(constrain, kind="activation" if axis == -1 else "reading")
         x = pin(x + after(project(attended, "o"), self.attn_norm))
         h = before(x, self.mlp_norm)
         h = project(jax.nn.silu(project(h, "gate")) * project(h, "up"), "down")
-        return pin(x + after(h, self.mlp_norm)), kv
+        return pin(x + after(h, self.mlp_norm)), pages
 
-    def _attend(self, cfg: ModelConfig, h, kv, layer, project, ctx: _Context):
-        """What the heads read [B,T,N*H] for h [B,T,D], and the cache pair with this layer's keys and values."""
+    def _attend(self, cfg: ModelConfig, h, pages, layer, project, ctx: _Context):
+        """What the heads read for h, in its shape, and the pages with this layer's keys and values."""
+        axis = ctx.features
+
+        def split(y, *sizes):  # features into several axes
+            return y.reshape(*y.shape[:-1], *sizes) if axis == -1 else y.reshape(*sizes, *y.shape[1:])
 
         def heads_of(name, count):
             y, scale = project(h, name), getattr(self, f"{name}_norm", None)
             if scale is not None:  # over each head, or over all of them at once
-                y = rms_norm(y.reshape(*h.shape[:2], -1, scale[...].shape[-1]), scale[...], cfg.rms_eps)
-            return y.reshape(*h.shape[:2], count, cfg.head_dim)
+                y = rms_norm(split(y, -1, scale[...].shape[-1]), scale[...], cfg.rms_eps, -1 if axis == -1 else 1)
+                y = y.reshape(*h.shape[:2], -1) if axis == -1 else y.reshape(-1, *h.shape[1:])
+            return split(y, count, cfg.head_dim)
 
-        q = apply_rope(heads_of("q", cfg.num_heads), ctx.cos, ctx.sin)
-        k = apply_rope(heads_of("k", cfg.num_kv_heads), ctx.cos, ctx.sin)
-        v = heads_of("v", cfg.num_kv_heads)
-        if kv is None:
-            keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        else:
-            kv = write_cache(kv[0], k, layer, ctx.start), write_cache(kv[1], v, layer, ctx.start)
-            keys, values = kv[0][layer], kv[1][layer]
-        if ctx.backend in FLASH:
-            attended = flash_attention(ctx.backend, q, keys, values, ctx.sight.segments, ctx.sight.window)
-        else:
-            if kv is None:
-                q, keys, values = constrain(q, "queries"), constrain(keys, "keys"), constrain(values, "keys")
-            attended = xla_attention(q, keys, values, ctx.mask)
-        return attended.reshape(*h.shape[:2], -1), kv
+        turn = lambda y: apply_rope(y, ctx.cos, ctx.sin, -1 if axis == -1 else 1)  # noqa: E731
+        q, k = turn(heads_of("q", cfg.num_heads)), turn(heads_of("k", cfg.num_kv_heads))
+        attended, pages = ctx.attend(q, k, heads_of("v", cfg.num_kv_heads), layer, pages)
+        merged = attended.reshape(*h.shape[:2], -1) if axis == -1 else attended.reshape(-1, *h.shape[1:])
+        return merged, pages
 
 
 class Decoder(nnx.Module):
@@ -242,9 +208,8 @@ class Decoder(nnx.Module):
         positions: jax.Array | None = None,
         segments: jax.Array | None = None,
         adapter: Adapter | None = None,
-        cache: Cache | None = None,
-    ):
-        """Final normalised hidden states.
+    ) -> jax.Array:
+        """Final normalised hidden states of whole sequences.
 
         Args:
           tokens: [B,T] int32.
@@ -252,80 +217,112 @@ class Decoder(nnx.Module):
           segments: [B,T] int32, 0 on padding; a token sees earlier tokens (by column) of its own segment.
             Default: all 1.
           adapter: optional LoRA adapter; None is the base model.
-          cache: optional cache. The T new tokens are written from column `cache.length[b]` on and `length` grows by
-            the number of tokens that are not padding, so right-padded columns are overwritten by what comes next.
 
         Returns:
-          h [B,T,D] in the computation dtype, or (h, cache) when a cache was given.
+          [B,T,D] in the computation dtype.
         """
         cfg = self.cfg
         segments = jnp.ones_like(tokens) if segments is None else segments
-        real = (segments != 0).astype(jnp.int32)
-        start = None if cache is None else cache.length
         if positions is None:
-            positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0) + (0 if start is None else start[:, None])
-        column = jnp.arange(tokens.shape[1])[None]
-        if cache is None:
-            key_segments = segments
-        else:
-            write = lambda row, fresh, at: jax.lax.dynamic_update_slice(row, fresh, (at,))  # noqa: E731
-            key_segments = jax.vmap(write)(cache.segments, segments.astype(jnp.int32), start)
-            column = column + start[:, None]
-        contexts = {
-            kind: _context(cfg, kind, positions, Sight(segments, key_segments, column), start)
-            for kind in sorted(set(cfg.pattern))
-        }
+            positions = jnp.maximum(jnp.cumsum((segments != 0).astype(jnp.int32), axis=1) - 1, 0)
+        contexts = {kind: _whole(cfg, kind, positions, segments) for kind in sorted(set(cfg.pattern))}
         table = constrain(self.embed[...], "lookup")
-        x = constrain(table[tokens].astype(cfg.dtype), "activation" if cache is None else "reading")
-        kv = None if cache is None else (cache.k, cache.v)
-        x, kv = self._walk(x, kv, adapter, contexts)
-        h = rms_norm(x, self.final_norm[...], cfg.rms_eps)
-        if cache is None:
-            return h
-        return h, Cache(*kv, segments=key_segments, length=start + real.sum(axis=1))
+        x = constrain(table[tokens].astype(cfg.dtype), "activation")
+        x, _ = self._walk(x, dict.fromkeys(contexts), adapter, contexts)
+        return rms_norm(x, self.final_norm[...], cfg.rms_eps)
 
-    def _walk(self, x, kv, adapter, contexts: dict[str, _Context]):
-        """x [B,T,D] and the cache pair through all layers: a scan whose steps are periods of the pattern."""
+    def read(
+        self, tokens: jax.Array, span: dict[str, Span], pages: dict[str, Pages], adapter: Adapter | None = None
+    ) -> tuple[jax.Array, dict[str, Pages]]:
+        """Final normalised hidden states of the next tokens of sequences whose earlier ones are in pages.
+
+        Args:
+          tokens: [R,T] int32, T new tokens of R rows.
+          span: where they stand, by kind of layer; kinds differ in their tables only.
+          pages: by kind of layer. Donate them: they are written in place.
+
+        Returns:
+          [D,R,T] in the computation dtype, and the pages with the new tokens in them. Features come first, so that a
+          product with a kernel needs no transpose on CPU.
+        """
+        cfg = self.cfg
+        positions = next(iter(span.values())).start[:, None] + jnp.arange(tokens.shape[1])
+        contexts = {kind: _paged(cfg, kind, positions, span[kind]) for kind in pages}
+        table = constrain(self.embed[...], "lookup")
+        x = constrain(jnp.moveaxis(look_up(table, tokens).astype(cfg.dtype), -1, 0), "reading")
+        x, pages = self._walk(x, pages, adapter, contexts)
+        return rms_norm(x, self.final_norm[...], cfg.rms_eps, 0), pages
+
+    def _walk(self, x, pages: dict, adapter, contexts: dict[str, _Context]):
+        """x and the pages through all layers: a scan whose steps are periods of the pattern."""
         cfg, period = self.cfg, len(self.cfg.pattern)
+        ranks = [cfg.pattern[:place].count(kind) for place, kind in enumerate(cfg.pattern)]  # within its kind
 
-        def one_layer(context):
-            def run(x, kv, index, block, adapter):
-                return block(cfg, x, kv, index, adapter, context)
-
-            if REMAT[cfg.remat] is None or kv is not None:
-                return run
-            return jax.checkpoint(run, policy=REMAT[cfg.remat], prevent_cse=False)
-
-        layers = [one_layer(contexts[kind]) for kind in cfg.pattern]
+        def one_layer(x, pages, number, place, block, adapter):
+            kind = cfg.pattern[place]
+            run = lambda x, held, layer, block, adapter: block(cfg, x, held, layer, adapter, contexts[kind])  # noqa: E731
+            if REMAT[cfg.remat] is not None and pages[kind] is None:
+                run = jax.checkpoint(run, policy=REMAT[cfg.remat], prevent_cse=False)
+            layer = number * cfg.pattern.count(kind) + ranks[place]
+            x, held = run(x, pages[kind], layer, block, adapter)
+            return x, pages | {kind: held}
 
         def one_period(carry, group):
-            x, kv = carry
-            for place, run in enumerate(layers):
-                part = group if period == 1 else jax.tree.map(lambda leaf: leaf[place], group)  # noqa: B023
-                x, kv = run(x, kv, *part)
-            return (x, kv), None
+            x, pages = carry
+            number, part = group
+            for place in range(period):
+                own = part if period == 1 else jax.tree.map(lambda leaf: leaf[place], part)  # noqa: B023
+                own = with_turned(own, (self.layers, adapter), number * period + place)
+                x, pages = one_layer(x, pages, number, place, *own)
+            return (x, pages), None
 
-        stacked = (jnp.arange(cfg.num_layers), self.layers, adapter)
+        stacked = stacked_part((self.layers, adapter))
         if period > 1:
             stacked = jax.tree.map(lambda leaf: leaf.reshape(-1, period, *leaf.shape[1:]), stacked)
-        return jax.lax.scan(one_period, (x, kv), stacked)[0]
+        return jax.lax.scan(one_period, (x, pages), (jnp.arange(cfg.num_layers // period), stacked))[0]
 
-    def unembed(self, hidden: jax.Array) -> jax.Array:
-        """Logits [...,V] in float32 from hidden states [...,D]."""
-        return jnp.einsum("...d,vd->...v", hidden, self.head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    def unembed(self, hidden: jax.Array, features: int = -1) -> jax.Array:
+        """Logits in float32 from hidden states: [...,D] -> [...,V], or with features 0 [D,...] -> [V,...]."""
+        axes = "...d,vd->...v" if features == -1 else "vd,d...->v..."
+        operands = (hidden, self.head.astype(hidden.dtype))
+        return jnp.einsum(axes, *operands[:: 1 if features == -1 else -1], preferred_element_type=jnp.float32)
 
 
-def _context(cfg: ModelConfig, kind: str, positions: jax.Array, sight: Sight, start) -> _Context:
-    """What layers of a kind share: rotary angles for positions [B,T], and how they attend."""
+def _angles(cfg: ModelConfig, kind: str, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     scaling = cfg.rope_scaling if kind == "full" or cfg.stretch_sliding else None
-    cos, sin = rope_angles(positions, cfg.head_dim, cfg.rope_theta, scaling)
-    sight = sight._replace(window=cfg.window if kind == "sliding" else None)
-    # The kernels are for whole sequences; reading a cache is bound by memory, and XLA does that well.
-    backend = "xla" if start is not None else choose(cfg.attention, cfg.dtype, cfg.head_dim)
-    mask = None if backend in FLASH else sight.mask()
-    if mask is not None and start is None:
-        mask = constrain(mask, "sight")
-    return _Context(cos, sin, sight, mask, backend, start)
+    return rope_angles(positions, cfg.head_dim, cfg.rope_theta, scaling)
+
+
+def _whole(cfg: ModelConfig, kind: str, positions: jax.Array, segments: jax.Array) -> _Context:
+    """How layers of a kind attend over whole sequences [B,T]."""
+    window = cfg.window if kind == "sliding" else None
+    backend = choose(cfg.attention, cfg.dtype, cfg.head_dim)
+    mask = None
+    if backend not in FLASH:
+        column = jnp.arange(segments.shape[1])[None]
+        mask = constrain(Sight(segments, segments, column, window).mask(), "sight")
+
+    def attend(q, k, v, _, pages):
+        keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        if mask is None:
+            return flash_attention(backend, q, keys, values, segments, window), pages
+        q, keys, values = constrain(q, "queries"), constrain(keys, "keys"), constrain(values, "keys")
+        return xla_attention(q, keys, values, mask), pages
+
+    return _Context(*_angles(cfg, kind, positions), attend, -1)
+
+
+def _paged(cfg: ModelConfig, kind: str, positions: jax.Array, span: Span) -> _Context:
+    """How layers of a kind attend from new tokens [R,T] to pages."""
+    window = cfg.window if kind == "sliding" else None
+    backend = choose(cfg.attention, cfg.dtype, cfg.head_dim)
+
+    def attend(q, k, v, layer, pages):
+        pages = write(pages, layer, k, v, span)
+        return read_pages(q, pages, layer, span, window, backend), pages
+
+    first = lambda angle: jnp.moveaxis(angle, (2, 3), (0, 1))  # noqa: E731
+    return _Context(*map(first, _angles(cfg, kind, positions)), attend, 0)
 
 
 def parameter_count(cfg: ModelConfig) -> int:

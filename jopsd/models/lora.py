@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
+from jopsd.models.products import Turned, kernel_product
 from jopsd.models.sharding import constrain_factor
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -22,6 +23,7 @@ class Adapter:
 
     Attributes:
       a, b: by projection name, [L,in,R] and [L,R,out], float32. Inside the layer scan the L axis is gone.
+        For a sampler on CPU they are `Turned`.
       scale: what the product is multiplied by, `lora_scale(R, alpha, rslora)`; static.
     """
 
@@ -29,13 +31,18 @@ class Adapter:
     b: dict[str, jax.Array]
     scale: float = field(metadata={"static": True})
 
-    def delta(self, h: jax.Array, name: str) -> jax.Array | float:
-        """What the adapter adds to projection `name` of h [...,in]: [...,out], or 0 if it is not a target."""
+    def delta(self, h: jax.Array, name: str, features: int = -1) -> jax.Array | float:
+        """What the adapter adds to projection `name` of h: [...,in] -> [...,out], or 0 if it is not a target.
+
+        features: 0 where h is [in,...], which gives [out,...].
+        """
         if name not in self.a:
             return 0.0
-        a = constrain_factor(self.a[name].astype(h.dtype), "a", name)
-        b = constrain_factor(self.b[name].astype(h.dtype), "b", name)
-        return (h @ a) @ b * self.scale
+        for side, factor in (("a", self.a[name]), ("b", self.b[name])):
+            if not isinstance(factor, Turned):
+                factor = constrain_factor(factor.astype(h.dtype), side, name)
+            h = kernel_product(h, factor, features)
+        return h * self.scale
 
 
 def lora_scale(rank: int, alpha: float, rslora: bool = False) -> float:

@@ -32,14 +32,6 @@ def quantize(kernel: jax.Array) -> Int8:
     return Int8(jnp.round(kernel / scale).astype(jnp.int8), scale)
 
 
-def kernel_product(h: jax.Array, kernel: nnx.Param | Int8) -> jax.Array:
-    """h [...,in] times a kernel [in,out], in h's dtype."""
-    if not isinstance(kernel, Int8):
-        return h @ kernel[...].astype(h.dtype)
-    product = jnp.matmul(h, kernel.value.astype(h.dtype), preferred_element_type=jnp.float32)
-    return (product * kernel.scale).astype(h.dtype)
-
-
 def int8_projections(model):
     """A decoder whose projections are `Int8`; embedding, head, norms and biases are the same arrays. Call it in jit."""
     model = jax.tree.map(lambda leaf: leaf, model)  # modules are mutable: change a copy

@@ -46,11 +46,11 @@ ACTIVATIONS = {
     "queries": P(BATCH, "context", "tensor", None),
     "keys": P(BATCH, "tensor", None, None),
     "sight": P(BATCH, "context", None),
-    "reading": P(ROWS, None, None),  # with a cache: a token or a prompt at a time
+    "reading": P(None, ROWS, None),  # while sampling, features first
     # The embedding table is gathered over fsdp before the lookup; otherwise XLA replicates the looked-up rows.
     "lookup": P("tensor", None),
     "rows": P(ROWS),
-    "cache": P(None, ROWS, "tensor"),
+    "pages": P("tensor", None, ROWS),
 }
 
 

@@ -12,7 +12,7 @@ import jax
 
 from jopsd.config import Config
 from jopsd.plan.hlo import Collective, collectives
-from jopsd.plan.shapes import Shapes, prefill_shapes
+from jopsd.plan.shapes import Shapes, prefill_shapes, table_shapes
 from jopsd.plan.topology import GIB
 from jopsd.sampling.engine import decode, prefill
 from jopsd.setup import step_options
@@ -58,11 +58,13 @@ def _score(config: Config, shapes: Shapes):
 
 
 def _decode(config: Config, shapes: Shapes):
-    return decode.lower(shapes.policy, shapes.pool, config.sampling.chunk)
+    tables = table_shapes(shapes.pool_shape, shapes.pool_shape.slots)
+    return decode.lower(shapes.policy, shapes.pool, tables, config.sampling.chunk)
 
 
 def _prefill(config: Config, shapes: Shapes):
-    return prefill.lower(shapes.policy, *prefill_shapes(shapes.lengths, shapes.pool, shapes.sampling_mesh))
+    rest = prefill_shapes(shapes.lengths, shapes.pool_shape, shapes.sampling_mesh)
+    return prefill.lower(shapes.policy, shapes.pool, *rest)
 
 
 def programs_of(shapes: Shapes) -> dict:

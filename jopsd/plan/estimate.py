@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jopsd.mesh import gathering_axes
+from jopsd.models.pages import GROUP, PAGE
 from jopsd.plan.compile import Program
 from jopsd.plan.flops import adapter_products, columns_of, projections, readings
 from jopsd.plan.hlo import Collective
@@ -103,21 +104,19 @@ def _sampler(config, shapes: Shapes) -> dict[str, Program]:
     lookup = jnp.dtype(cfg.param_dtype).itemsize
     gathered = table * (lookup + width) + 2 * projections(cfg) * width / tensor if gathering_axes(mesh) else 0
     rows = max(config.sampling.slots // max(mesh.size // tensor, 1), 1)
-    # The TPU compiler turns the whole cache into a layout of its own for the loop; the others copy a layer at most.
-    cache = bytes_per_device((shapes.pool.cache.k, shapes.pool.cache.v))
-    layer = cache if mesh.devices.flat[0].platform == "tpu" else 2 * cache / cfg.num_layers
+    # Attention reads a page of each row of a group at a time; the pool itself is written and read in place.
+    heads = max(cfg.num_kv_heads // tensor, 1)
+    pages = 2 * 2 * GROUP * heads * PAGE * cfg.head_dim * width
     logits = 3 * rows * cfg.vocab_size * 4
     decode = Program(
-        "decode", weights + pool, pool, pool, int(gathered + layer + logits), 0, 0,
+        "decode", weights + pool, pool, pool, int(gathered + pages + logits), 0, 0,
         tuple(_forward_collectives(config, shapes, mesh, 1, rows, dynamic=True)),
     )  # fmt: skip
-    tokens = prefill_shapes(shapes.lengths, shapes.pool, mesh)[0].shape[1]
-    prefix = 2 * cfg.num_layers * tokens * cfg.num_kv_heads * cfg.head_dim * width // tensor
-    scores = 2 * 4 * tokens * tokens * cfg.num_heads / tensor  # a cache is read by plain attention
-    temporary = int(gathered + scores + 6 * tokens * cfg.intermediate_size * width / tensor)
-    prefill = Program(
-        "prefill", weights, prefix, 0, temporary, 0, 0, tuple(_forward_collectives(config, shapes, mesh, 1, tokens))
-    )
+    tokens = prefill_shapes(shapes.lengths, shapes.pool_shape, mesh)[0].shape[2]
+    scores = 2 * 4 * tokens * PAGE * cfg.num_heads / tensor
+    temporary = int(gathered + scores + pages / GROUP + 6 * tokens * cfg.intermediate_size * width / tensor)
+    sends = tuple(_forward_collectives(config, shapes, mesh, 1, tokens))
+    prefill = Program("prefill", weights + pool, pool, pool, temporary, 0, 0, sends)
     return {"decode": decode, "prefill": prefill}
 
 

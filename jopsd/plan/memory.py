@@ -49,8 +49,7 @@ def memory_of(config, shapes: Shapes, programs: dict[str, Program]) -> Memory:
     peak = programs["update"].peak and programs["update"].peak + kept
     sample = 0
     if shapes.pool is not None:
-        prefix = programs["prefill"].outputs
         runs = max(programs["decode"].beside_arguments, programs["prefill"].beside_arguments)
-        sample = resident - held["batch"] + shapes.copies + held["cache of the sampler"] + prefix + runs
+        sample = resident - held["batch"] + shapes.copies + held["cache of the sampler"] + runs
     refused = "; ".join(f"{name}: {program.refused}" for name, program in programs.items() if program.refused)
     return Memory(held | beside, train, sample, peak, refused)

@@ -142,7 +142,7 @@ def sample_seconds(config, shapes: Shapes, topology: Topology, work: Work, progr
     chip, mesh = topology.chip, shapes.sampling_mesh
     steps, prompts = sampling_runs(config, shapes, topology)
     samplers = max(topology.chips // mesh.size, 1)
-    weights, cache = bytes_per_device(shapes.policy), bytes_per_device((shapes.pool.cache.k, shapes.pool.cache.v))
+    weights, cache = bytes_per_device(shapes.policy), bytes_per_device(shapes.pool.pages)
     total = Seconds()
     for name, runs, flops, read in (
         # A prompt is one row: only tensor splits it.
@@ -161,7 +161,7 @@ def sample_seconds(config, shapes: Shapes, topology: Topology, work: Work, progr
 
 def work_of(config, shapes: Shapes) -> Work:
     """FLOPs of a step on these shapes."""
-    columns = 0 if shapes.pool is None else shapes.pool.cache.k.shape[3]
+    columns = 0 if shapes.pool is None else shapes.pool_shape.max_length
     return step_flops(
         config,
         shapes.weights.model_config,

@@ -31,7 +31,9 @@ from jopsd.models.quantize import int8_projections
 from jopsd.models.sharding import ACTIVATIONS, BATCH, divisible, sharded_shapes
 from jopsd.plan.topology import PlanError, Topology, devices, host_of
 from jopsd.rollouts import Rollout, batch_of
-from jopsd.sampling.engine import State, bucket, init_state
+from jopsd.sampling.capacity import PIECE_WIDTHS, PoolShape, pool_shape
+from jopsd.sampling.engine import State, init_state
+from jopsd.sampling.seats import PIECES
 from jopsd.setup import Weights, adapter_maker, model_config, source_dir, teacher_rule
 from jopsd.step import init_state as init_train_state
 from jopsd.step import make_optimizer
@@ -54,7 +56,8 @@ class Shapes(NamedTuple):
 
     mesh: of the update. sampling_mesh: of the sampler, which in a process of several has its own devices.
     batch: of one update. step_batch: the same before its log-probabilities are known, where they are scored first.
-    policy, pool: what the sampler reads and its slots; None where nothing is sampled here.
+    policy, pool: what the sampler reads, and its slots and pages; None where nothing is sampled here.
+    pool_shape: the sizes of the pool.
     copies: bytes per device of the weights that only the sampler has.
     """
 
@@ -66,6 +69,7 @@ class Shapes(NamedTuple):
     step_batch: TrainBatch | None
     policy: object | None
     pool: State | None
+    pool_shape: PoolShape | None
     copies: int
 
 
@@ -233,28 +237,54 @@ def abstract_batch(config: Config, lengths: Lengths, mesh: Mesh) -> tuple[TrainB
     return replace(plain, old_logprobs=jax.ShapeDtypeStruct(plain.mask.shape, jnp.float32, sharding=split)), plain
 
 
-def abstract_pool(cfg: ModelConfig, config: Config, lengths: Lengths, mesh: Mesh, stop_ids: int = 2) -> State:
-    """The sampler's slots at the longest prompt and completion, evaluation included, as `engine._pin` places them."""
+def pool_sizes(cfg: ModelConfig, config: Config, lengths: Lengths, mesh: Mesh, stop_ids: int = 2) -> PoolShape:
+    """The sampler's slots and pages at the longest prompt and completion, evaluation included.
+
+    Raises:
+      ConfigError: a cache that does not hold one row.
+    """
     longest = max(lengths.completion, config.eval.max_new_tokens if config.eval is not None else 0)
-    size = lengths.prompt + longest
-    state = jax.eval_shape(lambda: init_state(cfg, config.sampling.slots, size, stop_ids))
+    sampling, kind = config.sampling, mesh.devices.flat[0].platform
+    try:
+        return pool_shape(
+            cfg,
+            sampling.slots,
+            lengths.prompt + longest,
+            stop_ids,
+            chunk=sampling.chunk,
+            mesh=mesh if mesh.size > 1 else None,
+            cache_bytes=sampling.cache_bytes,
+            platform=kind if kind in PIECE_WIDTHS else "gpu",
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def abstract_pool(cfg: ModelConfig, sizes: PoolShape, mesh: Mesh) -> State:
+    """The sampler's slots and pages as `engine._pin` places them."""
+    state = jax.eval_shape(lambda: init_state(cfg, sizes))
 
     def placed(path, leaf):
-        kind = "cache" if getattr(path[-1], "name", "") in ("k", "v") else "rows"
+        kind = "pages" if getattr(path[-1], "name", "") in ("k", "v") else "rows"
         sharding = NamedSharding(mesh, divisible(ACTIVATIONS[kind], leaf.shape, mesh))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(placed, state)
 
 
-def prefill_shapes(lengths: Lengths, pool: State, mesh: Mesh) -> tuple:
-    """The prompt [1,P] and its length, as `engine.prefill` takes them."""
-    replicated = NamedSharding(mesh, P())
-    width = bucket(max(lengths.prompt - 1, 1), pool.cache.k.shape[3])
-    return (
-        jax.ShapeDtypeStruct((1, width), jnp.int32, sharding=replicated),
-        jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated),
-    )
+def table_shapes(sizes: PoolShape, *rows: int) -> dict:
+    """The tables [*rows,M] of the pages of rows, by kind of layer."""
+    return {kind: jax.ShapeDtypeStruct((*rows, sizes.table_width), jnp.int32) for kind, _ in sizes.pages}
+
+
+def prefill_shapes(lengths: Lengths, sizes: PoolShape, mesh: Mesh) -> tuple:
+    """What `engine.prefill` takes beside policy and state, for the widest pieces that a prompt has."""
+    kind = mesh.devices.flat[0].platform
+    widths = PIECE_WIDTHS.get(kind, PIECE_WIDTHS["gpu"])
+    width = next((width for width in widths if width >= lengths.prompt - 1), widths[-1])
+    number = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
+    rows = (PIECES, sizes.shards)
+    return number(*rows, width), number(*rows), number(*rows), table_shapes(sizes, *rows), number()
 
 
 def make_shapes(config: Config, topology: Topology, lengths: Lengths, weights: Weights) -> Shapes:
@@ -269,7 +299,7 @@ def make_shapes(config: Config, topology: Topology, lengths: Lengths, weights: W
     weights = weights._replace(models=sharded_shapes(weights.models, mesh), state=sharded_shapes(weights.state, mesh))
     batch, step_batch = abstract_batch(config, lengths, mesh)
     samples = not config.sampling.served and (config.method.trains_on == "rollouts" or config.eval is not None)
-    home, policy, pool, copies = mesh, None, None, 0
+    home, policy, sizes, pool, copies = mesh, None, None, None, 0
     if samples:
         cfg = weights.model_config
         home = sampler_mesh(config, topology, mesh, cfg.num_kv_heads)
@@ -280,8 +310,9 @@ def make_shapes(config: Config, topology: Topology, lengths: Lengths, weights: W
         if config.sampling.weights == "int8" and config.method.trains_on == "rollouts":
             policy = place(replace(exact, model=jax.eval_shape(int8_projections, exact.model)))
             copies += bytes_per_device(policy.model)
-        pool = abstract_pool(cfg, config, lengths, home)
-    return Shapes(mesh, home, lengths, weights, batch, step_batch, policy, pool, copies)
+        sizes = pool_sizes(cfg, config, lengths, home)
+        pool = abstract_pool(cfg, sizes, home)
+    return Shapes(mesh, home, lengths, weights, batch, step_batch, policy, pool, sizes, copies)
 
 
 def _moved(home: Mesh, dtype: str, policy):

@@ -22,19 +22,22 @@ def make_sampler(
     chunk: int = CHUNK,
     mesh: Mesh | None = None,
     max_stop_ids: int = 8,
+    cache_gb: float | None = None,
 ) -> Sampler:
     """A sampler in this process that starts with `policy` as version 0.
 
     Args:
       name: "jetstream" (JetStream's Driver, its own threads) or "loop" (one plain loop on the caller's thread).
-      slots: samples decoded at once. The cache takes slots x max_length columns.
+      slots: samples decoded at once.
       max_length: prompt plus completion tokens of the longest sample.
       chunk: decode steps between two visits of the host; a freed slot waits up to this long for its next sample.
       mesh: where the policy's arrays live; None, or a mesh of one device, for one device.
       max_stop_ids: most stop ids a request may have.
+      cache_gb: gigabytes of keys and values of all devices together; None is enough for slots of the expected length,
+        0.4 of max_length (at least 256 columns). Where they run out, the youngest sample is drawn again later.
 
     Raises:
-      ValueError: an unknown name, or a size out of range.
+      ValueError: an unknown name, a size out of range, or a cache that does not hold one sample of max_length.
       ImportError: JetStream is not installed; the message is the command that installs it.
     """
     from jopsd.sampling.engine import Engine
@@ -43,7 +46,14 @@ def make_sampler(
         raise ValueError(f"sampler {name!r} is not one of ['jetstream', 'loop']")
     mesh = mesh if mesh is not None and mesh.size > 1 else None
     engine = Engine(
-        model_config, policy, slots=slots, max_length=max_length, chunk=chunk, mesh=mesh, max_stop_ids=max_stop_ids
+        model_config,
+        policy,
+        slots=slots,
+        max_length=max_length,
+        chunk=chunk,
+        mesh=mesh,
+        max_stop_ids=max_stop_ids,
+        cache_bytes=None if cache_gb is None else int(cache_gb * 1e9),
     )
     if name == "loop":
         from jopsd.sampling.loop import LoopSampler

@@ -1,8 +1,9 @@
-"""The device side of sampling: a pool of slots, filled by `prefill` + `insert`, advanced by `decode`.
+"""The device side of sampling: a pool of slots and of pages, filled by `prefill` and `admit`, advanced by `decode`.
 
 Every sampler in the process drives these same compiled functions, so the bits do not depend on which of them does.
 
-Axes: B slots, S cache columns (max_length), C decode steps per call (chunk), E stop ids, V vocabulary; P bucket width.
+Axes: B slots, C decode steps per call (chunk), E stop ids, V vocabulary, M pages of the longest row; D devices that
+slots are split over, each with pages of its own; T tokens of a piece of a prompt, I pieces per call.
 """
 
 import threading
@@ -18,13 +19,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jopsd.models.decoder import Cache, ModelConfig, init_cache
+from jopsd.models.decoder import ModelConfig
+from jopsd.models.pages import Pages, Span, copy, make_pages
+from jopsd.models.products import turned_adapter, turned_model
 from jopsd.models.sharding import constrain
+from jopsd.sampling.capacity import PIECE_WIDTHS, PoolShape, check_memory, pool_shape
 from jopsd.sampling.draw import draw
 from jopsd.sampling.sampler import Completion, Policy, Request, SamplerError, validate
 
 KEYS = "threefry2x32"  # named, so that a global jax setting cannot change what a seed means
-SMALLEST_BUCKET = 16
 
 
 @jax.tree_util.register_dataclass
@@ -33,17 +36,19 @@ class State:
     """All slots. Donated to every call that returns a new one.
 
     Attributes:
-      cache: keys and values [L,B,K,S,H] of what each row has read so far.
+      pages: keys and values by kind of layer, "full" or "sliding".
       token: [B] int32, read by the next step (first the last prompt token).
       key: [B] PRNG keys of (seed, sample index). position: [B] int32, completion tokens drawn.
-      remaining: [B] int32, tokens still allowed. done: [B] bool, also True where a slot is free.
+      length: [B] int32, columns that hold a row's tokens. remaining: [B] int32, tokens still allowed.
+      done: [B] bool, also True where a slot is free.
       temperature, top_p: [B] float32. top_k: [B] int32. stop_ids: [B,E] int32, padded with -1.
     """
 
-    cache: Cache
+    pages: dict[str, Pages]
     token: jax.Array
     key: jax.Array
     position: jax.Array
+    length: jax.Array
     remaining: jax.Array
     done: jax.Array
     temperature: jax.Array
@@ -80,29 +85,34 @@ def read_chunk(packed: np.ndarray) -> Chunk:
 
 
 def _pin(state: State) -> State:
-    """On a mesh: slots over (data, fsdp) and key-value heads over tensor, each only where it divides."""
-    cache = state.cache
-    k, v = constrain(cache.k, "cache"), constrain(cache.v, "cache")
-    rows = jax.tree.map(lambda x: constrain(x, "rows"), replace(state, cache=replace(cache, k=None, v=None)))
-    return replace(rows, cache=replace(rows.cache, k=k, v=v))
+    """On a mesh: slots and pages over the axes of rows and heads over tensor, each only where it divides."""
+    rows = jax.tree.map(lambda x: constrain(x, "rows"), replace(state, pages=None))
+    return replace(rows, pages=jax.tree.map(lambda x: constrain(x, "pages"), state.pages))
 
 
-@partial(jax.jit, static_argnames=("cfg", "slots", "max_length", "max_stop_ids"))
-def init_state(cfg: ModelConfig, slots: int, max_length: int, max_stop_ids: int) -> State:
-    """`slots` free slots of `max_length` columns."""
-    number = lambda value, dtype: jnp.full((slots,), value, dtype)  # noqa: E731
+@partial(jax.jit, static_argnames=("cfg", "shape"))
+def init_state(cfg: ModelConfig, shape: PoolShape) -> State:
+    """A pool of free slots and empty pages."""
+    number = lambda value, dtype: jnp.full((shape.slots,), value, dtype)  # noqa: E731
+    periods = cfg.num_layers // len(cfg.pattern)
+
+    def pages(kind: str, count: int) -> Pages:
+        layers = periods * cfg.pattern.count(kind)
+        return make_pages(layers, cfg.num_kv_heads, cfg.head_dim, shape.shards * count, cfg.dtype, shape.as_bits)
+
     return _pin(
         State(
-            cache=init_cache(cfg, slots, max_length),
+            pages={kind: pages(kind, count) for kind, count in shape.pages},
             token=number(0, jnp.int32),
-            key=jax.vmap(partial(_sample_key, 0))(jnp.arange(slots)),
+            key=jax.vmap(partial(_sample_key, 0))(jnp.arange(shape.slots)),
             position=number(0, jnp.int32),
+            length=number(0, jnp.int32),
             remaining=number(0, jnp.int32),
             done=number(True, bool),
             temperature=number(1, jnp.float32),
             top_p=number(1, jnp.float32),
             top_k=number(0, jnp.int32),
-            stop_ids=jnp.full((slots, max_stop_ids), -1, jnp.int32),
+            stop_ids=jnp.full((shape.slots, shape.max_stop_ids), -1, jnp.int32),
         )
     )
 
@@ -111,51 +121,70 @@ def _sample_key(seed: jax.Array, index: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed, impl=KEYS), index)
 
 
-@jax.jit
-def prefill(policy: Policy, tokens: jax.Array, length: jax.Array) -> Cache:
-    """Keys and values [L,1,K,P,H] of one right-padded prompt [1,P] with `length` real tokens. No output head."""
-    cache = init_cache(policy.model.cfg, 1, tokens.shape[1])
-    segments = (jnp.arange(tokens.shape[1])[None] < length).astype(jnp.int32)
-    return policy.model.hidden(tokens, segments=segments, adapter=policy.adapter, cache=cache)[1]
+@partial(jax.jit, donate_argnames="state")
+def prefill(
+    policy: Policy,
+    state: State,
+    tokens: jax.Array,
+    start: jax.Array,
+    count: jax.Array,
+    tables: dict[str, jax.Array],
+    pieces: jax.Array,
+) -> State:
+    """Reads pieces of prompts into their pages, one after another and on each shard one at a time. No output head.
+
+    Args:
+      tokens: [I,D,T] int32. start, count: [I,D] int32, see `Span`; a count of 0 where a shard has nothing to read.
+      tables: [I,D,M] int32 by kind of layer. pieces: int32, those of I that are real.
+    """
+
+    def read(i, pages):
+        span = {kind: Span(table[i], start[i], count[i]) for kind, table in tables.items()}
+        return policy.model.read(tokens[i], span, pages, policy.adapter)[1]
+
+    return _pin(replace(state, pages=jax.lax.fori_loop(0, pieces, read, state.pages)))
 
 
 @partial(jax.jit, donate_argnames="state")
-def insert(state: State, prefix: Cache | None, ints: jax.Array, floats: jax.Array) -> State:
-    """Puts a prompt's prefix (None for a one-token prompt) and a row's parameters (see `row_arguments`) into a slot."""
-    slot, filled, token, seed_bits, index, remaining, top_k = ints[:7]
-    cache = state.cache
-    if prefix is not None:
-        place = lambda pool, new: jax.lax.dynamic_update_slice(pool, new, (0, slot, 0, 0, 0))  # noqa: E731
-        cache = replace(cache, k=place(cache.k, prefix.k), v=place(cache.v, prefix.v))
-    columns = jnp.arange(cache.segments.shape[1])
+def admit(
+    state: State, ints: jax.Array, floats: jax.Array, copies: dict[str, tuple[jax.Array, jax.Array, jax.Array]]
+) -> State:
+    """Starts rows whose prompts are in their pages.
+
+    Args:
+      ints: [B,8+E] int32 and floats: [B,2] float32, see `row_arguments`; a slot of B is no row.
+      copies: by kind of layer, pages to copy: source and target [D,B] int32, and how many.
+    """
+    pages = {kind: copy(held, *copies[kind]) for kind, held in state.pages.items()}
+    slot, filled, token, seed_bits, index, remaining, top_k = ints[:, :7].T
+    key = jax.vmap(_sample_key)(jax.lax.bitcast_convert_type(seed_bits, jnp.uint32), index)
+    data = lambda keys: jax.random.key_data(keys)  # noqa: E731
+    put = lambda array, value: array.at[slot].set(value, mode="drop")  # noqa: E731
     return _pin(
         State(
-            cache=replace(
-                cache,
-                segments=cache.segments.at[slot].set((columns < filled).astype(jnp.int32)),
-                length=cache.length.at[slot].set(filled),
-            ),
-            token=state.token.at[slot].set(token),
-            key=state.key.at[slot].set(_sample_key(jax.lax.bitcast_convert_type(seed_bits, jnp.uint32), index)),
-            position=state.position.at[slot].set(0),
-            remaining=state.remaining.at[slot].set(remaining),
-            done=state.done.at[slot].set(False),
-            temperature=state.temperature.at[slot].set(floats[0]),
-            top_p=state.top_p.at[slot].set(floats[1]),
-            top_k=state.top_k.at[slot].set(top_k),
-            stop_ids=state.stop_ids.at[slot].set(ints[7:]),
+            pages=pages,
+            token=put(state.token, token),
+            key=jax.random.wrap_key_data(put(data(state.key), data(key)), impl=KEYS),
+            position=put(state.position, 0),
+            length=put(state.length, filled),
+            remaining=put(state.remaining, remaining),
+            done=put(state.done, False),
+            temperature=put(state.temperature, floats[:, 0]),
+            top_p=put(state.top_p, floats[:, 1]),
+            top_k=put(state.top_k, top_k),
+            stop_ids=put(state.stop_ids, ints[:, 7:]),
         )
     )
 
 
-def row_arguments(request: Request, index: int, slot: int, max_stop_ids: int) -> tuple[np.ndarray, np.ndarray]:
-    """ints [7+E] int32 and floats [2] float32 of `insert`: two transfers per row instead of nine."""
+def row_arguments(request: Request, index: int, slot: int, max_stop_ids: int) -> tuple[list[int], list[float]]:
+    """One row of `admit`'s ints and floats."""
     params, prompt = request.params, request.prompt_ids
     stop = list(params.stop_ids) + [-1] * (max_stop_ids - len(params.stop_ids))
     seed_bits = int(np.uint32(request.seed).view(np.int32))
     top_k = min(params.top_k, np.iinfo(np.int32).max)
     ints = [slot, len(prompt) - 1, prompt[-1], seed_bits, index, params.max_new_tokens, top_k, *stop]
-    return np.array(ints, np.int32), np.array([params.temperature, params.top_p], np.float32)
+    return ints, [params.temperature, params.top_p]
 
 
 @partial(jax.jit, donate_argnames="state")
@@ -164,22 +193,22 @@ def halt(state: State, mask: jax.Array) -> State:
     return _pin(replace(state, done=state.done | mask))
 
 
-def _step(policy: Policy, state: State) -> tuple[State, jax.Array, jax.Array]:
+def _step(policy: Policy, state: State, tables: dict[str, jax.Array]) -> tuple[State, jax.Array, jax.Array]:
     """Every live row reads its token and draws the next: (state, token [B], logprob [B]). Done rows stay put."""
     live = ~state.done
-    h, cache = policy.model.hidden(
-        state.token[:, None], segments=live[:, None].astype(jnp.int32), adapter=policy.adapter, cache=state.cache
-    )
+    span = {kind: Span(table, state.length, live.astype(jnp.int32)) for kind, table in tables.items()}
+    h, pages = policy.model.read(state.token[:, None], span, state.pages, policy.adapter)
     keys = jax.vmap(jax.random.fold_in)(state.key, state.position)
     top_p, top_k = jnp.where(live, state.top_p, 1.0), jnp.where(live, state.top_k, 0)
-    token, logprob = draw(policy.model.unembed(h[:, 0]), keys, state.temperature, top_p, top_k)
+    token, logprob = draw(policy.model.unembed(h[:, :, 0], 0), keys, state.temperature, top_p, top_k)
     remaining = state.remaining - live
     stopped = (token[:, None] == state.stop_ids).any(axis=1) | (remaining <= 0)
     state = replace(
         state,
-        cache=cache,
+        pages=pages,
         token=jnp.where(live, token, state.token),
         position=state.position + live,
+        length=state.length + live,
         remaining=remaining,
         done=state.done | stopped,
     )
@@ -187,8 +216,11 @@ def _step(policy: Policy, state: State) -> tuple[State, jax.Array, jax.Array]:
 
 
 @partial(jax.jit, static_argnames="chunk", donate_argnames="state")
-def decode(policy: Policy, state: State, chunk: int) -> tuple[State, jax.Array]:
-    """Up to `chunk` steps, fewer once every row is done. Returns the state and an array for `read_chunk`."""
+def decode(policy: Policy, state: State, tables: dict[str, jax.Array], chunk: int) -> tuple[State, jax.Array]:
+    """Up to `chunk` steps, fewer once every row is done. Returns the state and an array for `read_chunk`.
+
+    tables: [B,M] int32 by kind of layer, with the pages of all columns that these steps may write.
+    """
     slots = state.token.shape[0]
     length = state.position + 1
 
@@ -199,7 +231,7 @@ def decode(policy: Policy, state: State, chunk: int) -> tuple[State, jax.Array]:
     def advance(carry):
         step, state, tokens, valid, bits = carry
         live = ~state.done
-        state, token, logprob = _step(policy, state)
+        state, token, logprob = _step(policy, state, tables)
         column = lambda array, new: jax.lax.dynamic_update_slice(array, new[:, None], (0, step))  # noqa: E731
         logprob_bits = jax.lax.bitcast_convert_type(logprob, jnp.int32)
         return (
@@ -227,6 +259,10 @@ class Row:
     index: int
     tokens: list[np.ndarray] = field(default_factory=list)
     logprobs: list[np.ndarray] = field(default_factory=list)
+
+    def restart(self) -> None:
+        """Forgets what was drawn: the row is drawn again, and its tokens will be the same."""
+        self.tokens, self.logprobs = [], []
 
     def extend(self, chunk: Chunk, slot: int) -> bool:
         """Takes this row's part of a chunk; True when the row is done."""
@@ -262,12 +298,16 @@ class Row:
 
 
 def expand(requests: Iterable[Request]) -> list[Row]:
-    """One row per sample, samples of equal prompts next to each other, so that a prompt is prefilled once."""
+    """One row per sample: equal prompts next to each other, so that each is read once, and the longest limits first.
+
+    A long row that starts last leaves most slots empty at the end. Requests of one limit keep their order.
+    """
     groups: dict[tuple[int, ...], list[Row]] = {}
     for request in requests:
         wanted = range(request.n) if request.indices is None else request.indices
         groups.setdefault(request.prompt_ids, []).extend(Row(request, i) for i in wanted)
-    return [row for group in groups.values() for row in group]
+    limit = lambda group: max(row.request.params.max_new_tokens for row in group)  # noqa: E731
+    return [row for group in sorted(groups.values(), key=limit, reverse=True) for row in group]
 
 
 class Engine:
@@ -275,6 +315,9 @@ class Engine:
 
     Thread-local jax settings are not inherited by threads, so each method enters the mesh itself. One lock orders what
     is dispatched: two threads must not enqueue programs in different orders on different devices.
+
+    Attributes:
+      prefills: prompts read so far. putbacks: rows that were put back for want of pages so far.
     """
 
     def __init__(
@@ -287,15 +330,30 @@ class Engine:
         chunk: int,
         mesh: Mesh | None = None,
         max_stop_ids: int = 8,
+        cache_bytes: int | None = None,
     ):
         for name, value, least in (("slots", slots, 1), ("max_length", max_length, 2), ("chunk", chunk, 1)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.cfg, self.slots, self.max_length, self.chunk = cfg, slots, max_length, chunk
         self.mesh, self.max_stop_ids = mesh, max_stop_ids
-        self.prefills = 0  # prompts really prefilled so far
+        device = mesh.devices.flat[0] if mesh is not None else jax.local_devices()[0]
+        self.platform = device.platform if device.platform in PIECE_WIDTHS else "gpu"
+        self.shape = pool_shape(
+            cfg,
+            slots,
+            max_length,
+            max_stop_ids,
+            chunk=chunk,
+            mesh=mesh,
+            cache_bytes=cache_bytes,
+            platform=self.platform,
+        )
+        if cache_bytes is not None:
+            check_memory(cache_bytes, [device] if mesh is None else list(mesh.devices.flat))
+        self.prefills = self.putbacks = 0
         self._lock = threading.Lock()
-        self._prefix: tuple[tuple[int, ...], Cache] | None = None
+        self._source: Policy | None = None
         self._set(policy, 0)
 
     def validate(self, requests: Iterable[Request]) -> None:
@@ -312,12 +370,20 @@ class Engine:
     def _set(self, policy: Policy, version: int) -> None:
         if policy.model.cfg != self.cfg:
             raise ValueError(f"the policy's model is {policy.model.cfg}, the sampler was built for {self.cfg}")
-        self.policy, self.version, self._prefix = policy, version, None  # a prefix belongs to its weights
+        self.policy, self.version = self._arranged(policy), version
 
-    def forget_prefix(self) -> None:
-        """Frees the prefix kept of the last prompt."""
-        with self._lock:
-            self._prefix = None
+    def _arranged(self, policy: Policy) -> Policy:
+        """The policy in the form that this device draws from fastest; a model that is the same again is kept."""
+        if self.mesh is not None or self.platform != "cpu":
+            return policy
+        same = self._source is not None and all(
+            ours is theirs
+            for ours, theirs in zip(jax.tree.leaves(self._source), jax.tree.leaves(policy.model), strict=True)
+        )
+        model = self.policy.model if same else turned_model(policy.model, self.cfg.dtype)
+        # Kept to be compared with; a model that trains is new every time, and is not held here.
+        self._source = policy.model if policy.adapter is not None else None
+        return Policy(model, None if policy.adapter is None else turned_adapter(policy.adapter, self.cfg.dtype))
 
     @contextmanager
     def _dispatch(self):
@@ -333,32 +399,22 @@ class Engine:
     def init_state(self) -> State:
         """A pool of free slots."""
         with self._dispatch():
-            return self._settle(init_state(self.cfg, self.slots, self.max_length, self.max_stop_ids))
+            return self._settle(init_state(self.cfg, self.shape))
 
-    def prefill(self, prompt_ids: tuple[int, ...]) -> Cache | None:
-        """The prefix of a prompt but for its last token, which `decode` reads first. Kept until the next prompt."""
-        length = len(prompt_ids) - 1
-        if length == 0:
-            return None
+    def prefill(self, state: State, *arguments) -> State:
+        """See `prefill`."""
         with self._dispatch():
-            if self._prefix is None or self._prefix[0] != prompt_ids:
-                self._prefix = None
-                tokens = np.zeros((1, bucket(length, self.max_length)), np.int32)
-                tokens[0, :length] = prompt_ids[:-1]
-                self._prefix = prompt_ids, self._settle(prefill(self.policy, tokens, np.int32(length)))
-                self.prefills += 1
-            return self._prefix[1]
+            return self._settle(prefill(self.policy, state, *arguments))
 
-    def insert(self, state: State, prefix: Cache | None, row: Row, slot: int) -> State:
-        """The state with `row` starting in `slot`."""
-        arguments = row_arguments(row.request, row.index, slot, self.max_stop_ids)
+    def admit(self, state: State, *arguments) -> State:
+        """See `admit`."""
         with self._dispatch():
-            return self._settle(insert(state, prefix, *arguments))
+            return self._settle(admit(state, *arguments))
 
-    def decode(self, state: State) -> tuple[State, jax.Array]:
+    def decode(self, state: State, tables: dict[str, np.ndarray]) -> tuple[State, jax.Array]:
         """Up to `chunk` steps of all slots; the array is for `read_chunk`."""
         with self._dispatch():
-            return self._settle(decode(self.policy, state, self.chunk))
+            return self._settle(decode(self.policy, state, tables, self.chunk))
 
     def halt(self, state: State, slots: Iterable[int]) -> State:
         """The state with these slots done."""
@@ -366,8 +422,3 @@ class Engine:
         mask[list(slots)] = True
         with self._dispatch():
             return self._settle(halt(state, mask))
-
-
-def bucket(length: int, max_length: int) -> int:
-    """Padded width of a prefix: a power of two of at least 16, or max_length if that is less."""
-    return min(max(SMALLEST_BUCKET, 1 << (length - 1).bit_length()), max_length)

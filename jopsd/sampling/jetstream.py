@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from jopsd.sampling.engine import Engine, Row, chunk_columns, expand, read_chunk
+from jopsd.sampling.engine import Engine, Row, chunk_columns, expand
 from jopsd.sampling.jetstream_compat import engine_api, orchestrator
 from jopsd.sampling.sampler import Completion, Policy, Request, SamplerError, Stream
+from jopsd.sampling.seats import Seats
 
 _POLL = 1.0  # seconds between two looks at the health of the threads while waiting for a completion
 
@@ -53,35 +54,47 @@ class JetStreamEngine(engine_api.Engine):
 
     def __init__(self, engine: Engine):
         self.core = engine
-        self._tickets: dict[int, _Ticket] = {}  # by slot; touched by the generate thread only
+        # Touched by the generate thread only: tickets by slot, and what is drawn but not collected.
+        self._tickets: dict[int, _Ticket] = {}
+        self._drawn: tuple[Seats, jax.Array | None] | None = None
 
     def prefill(self, *, params=None, existing_prefix=None, padded_tokens: _Ticket, true_length: int):
-        """(ticket, prefix) of a ticket; no work for one that is cancelled."""
-        ticket = padded_tokens
-        return ticket, None if ticket.batch.cancelled else self.core.prefill(ticket.row.request.prompt_ids)
+        """The ticket as it is: its prompt is read with others of the next `generate`, into the pages of its row."""
+        return padded_tokens
 
-    def insert(self, prefix, decode_state, slot: int):
-        """Starts the ticket in a free slot. A cancelled one leaves the slot as it is: done."""
-        ticket, cache = prefix
-        if ticket.batch.cancelled:
-            return decode_state
-        self._tickets[slot] = ticket
-        return self.core.insert(decode_state, cache, ticket.row, slot)
+    def insert(self, prefix: _Ticket, decode_state: Seats, slot: int) -> Seats:
+        """Seats the ticket's row in a free slot; a cancelled one leaves the slot as it is."""
+        if not prefix.batch.cancelled:
+            self._tickets[slot] = prefix
+            decode_state.seat(prefix.row, slot)
+        return decode_state
 
-    def generate(self, params, decode_state):
-        """Up to `chunk` steps of all slots; log-probs ride in columns JetStream does not read."""
+    def generate(self, params, decode_state: Seats):
+        """Reads prompts and draws up to `chunk` tokens; log-probs ride in columns JetStream does not read."""
         cancelled = [slot for slot, ticket in self._tickets.items() if ticket.batch.cancelled]
         if cancelled:
-            decode_state = self.core.halt(decode_state, cancelled)
+            decode_state.cancel(cancelled)
             for slot in cancelled:
                 del self._tickets[slot]
-        state, packed = self.core.decode(decode_state)
+        packed = decode_state.advance()
+        self._drawn = decode_state, packed
         column = chunk_columns(self.core.chunk)
-        return state, engine_api.ResultTokens(packed, column["tokens"], column["valid"], column["length"], 1)
+        data = np.zeros((self.core.slots, column["length"][1]), np.int32) if packed is None else packed
+        return decode_state, engine_api.ResultTokens(data, column["tokens"], column["valid"], column["length"], 1)
 
-    def init_decode_state(self, *args, **kwargs):
-        """A pool of free slots."""
-        return self.core.init_state()
+    def collect(self) -> None:
+        """Hands what the last `generate` drew to its rows; waits for the device."""
+        (seats, packed), self._drawn = self._drawn, None
+        for slot, _ in () if packed is None else seats.collect(packed):
+            del self._tickets[slot]
+
+    def sits(self, slot: int) -> bool:
+        """Whether a row that has not ended is in this slot."""
+        return slot in self._tickets
+
+    def init_decode_state(self, *args, **kwargs) -> Seats:
+        """The slots, all of them free."""
+        return Seats(self.core)
 
     def load_params(self, *args, **kwargs):
         """Nothing: the core engine holds the policy."""
@@ -147,7 +160,7 @@ class OpsdDriver(orchestrator.Driver):
         on_done: Callable[[_Ticket], None],
         on_error: Callable[[BaseException], None],
     ):
-        self._on_done, self._on_error = on_done, on_error
+        self._on_done, self._on_error, self._engine = on_done, on_error, engine
         self._running: dict[int, _Ticket] = {}
         super().__init__(
             prefill_engines=[engine],
@@ -223,9 +236,9 @@ class OpsdDriver(orchestrator.Driver):
         if isinstance(payload, orchestrator.ActiveRequest):
             self._running[tag] = payload.prefill_content
             return
-        chunk = read_chunk(np.asarray(payload.data))
+        self._engine.collect()
         for slot, ticket in list(self._running.items()):
-            if ticket.row.extend(chunk, slot):
+            if not self._engine.sits(slot):
                 self._on_done(ticket)
                 del self._running[slot]
                 self._generate_slots[0].put(slot, block=False)
@@ -297,7 +310,6 @@ class JetStreamSampler:
     def _stop(self, driver: OpsdDriver | None) -> None:
         if driver is not None and not driver.stop():
             raise SamplerError("a sampler thread is still busy on the device 60 s after it was told to stop")
-        self.engine.forget_prefix()
 
     def _check(self) -> None:
         if self._closed:

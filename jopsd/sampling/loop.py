@@ -4,10 +4,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 import jax
-import numpy as np
 
-from jopsd.sampling.engine import Engine, Row, expand, read_chunk
+from jopsd.sampling.engine import Engine, Row, expand
 from jopsd.sampling.sampler import Completion, Policy, Request, SamplerError, Stream
+from jopsd.sampling.seats import Seats
 
 
 class LoopSampler:
@@ -45,21 +45,16 @@ class LoopSampler:
     def close(self) -> None:
         """See `Sampler.close`."""
         self._closed = True
-        self.engine.forget_prefix()
 
     def _run(self, rows: list[Row]) -> Iterator[Completion]:
-        engine, waiting, live = self.engine, deque(rows), {}
-        free, state = deque(range(engine.slots)), engine.init_state()
-        while waiting or live:
+        engine, waiting = self.engine, deque(rows)
+        seats, free = Seats(engine), deque(range(engine.slots))
+        while waiting or len(free) < engine.slots:
             if self._closed:
                 raise SamplerError("the sampler was closed with samples in flight")
             while waiting and free:
-                row, slot = waiting.popleft(), free.popleft()
-                state = engine.insert(state, engine.prefill(row.request.prompt_ids), row, slot)
-                live[slot] = row
-            state, packed = engine.decode(state)
-            chunk = read_chunk(np.asarray(packed))
-            finished = [slot for slot, row in live.items() if row.extend(chunk, slot)]
-            free.extend(finished)
-            for row in [live.pop(slot) for slot in finished]:
+                seats.seat(waiting.popleft(), free.popleft())
+            finished = seats.collect(seats.advance())
+            free.extend(slot for slot, _ in finished)
+            for _, row in finished:
                 yield row.completion(engine.version, engine.cfg.vocab_size)
