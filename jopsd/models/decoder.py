@@ -23,7 +23,7 @@ from jopsd.models.attention import ATTENTION, FLASH, Sight, choose, flash_attent
 from jopsd.models.lora import Adapter
 from jopsd.models.pages import Pages, Span, write
 from jopsd.models.pages import attend as read_pages
-from jopsd.models.products import along, kernel_product, look_up, stacked_part, with_turned
+from jopsd.models.products import along, by_layer, kernel_product, look_up, stacked_part, with_turned
 from jopsd.models.rope import Scaling, apply_rope, rope_angles
 from jopsd.models.sharding import constrain
 
@@ -142,32 +142,28 @@ class Block(nnx.Module):
 
     def __call__(self, cfg: ModelConfig, x, pages, layer, adapter, ctx: _Context):
         """x, [B,T,D] or [D,R,T], and the pages of this kind of layer -> the same, one layer further."""
+        own = self, adapter
+        q, k, v = by_layer(lambda own, x: own[0]._queries(cfg, x, own[1], ctx), own, x)
+        attended, pages = ctx.attend(q, k, v, layer, pages)
+        x = by_layer(lambda own, x, read: own[0]._close(cfg, x, read, own[1], ctx), own, x, attended)
+        return x, pages
+
+    def _project(self, cfg: ModelConfig, h, name: str, adapter, axis: int):
+        y = kernel_product(h, getattr(self, name), axis)
+        if name in cfg.biases:
+            y = y + along(getattr(self, f"{name}_bias")[...], axis, y.ndim).astype(h.dtype)
+        return y if adapter is None else y + adapter.delta(h, name, axis)
+
+    def _queries(self, cfg: ModelConfig, x, adapter, ctx: _Context):
+        """Queries, keys and values: [B,T,heads,H] or [heads,H,R,T]."""
         axis = ctx.features
-
-        def project(h, name):
-            y = kernel_product(h, getattr(self, name), axis)
-            if name in cfg.biases:
-                y = y + along(getattr(self, f"{name}_bias")[...], axis, y.ndim).astype(h.dtype)
-            return y if adapter is None else y + adapter.delta(h, name, axis)
-
-        norm = lambda h, scale: rms_norm(h, scale[...], cfg.rms_eps, axis)  # noqa: E731
-        before, after = (norm, lambda h, _: h) if cfg.norm == "pre" else (lambda h, _: h, norm)
-        attended, pages = self._attend(cfg, before(x, self.attn_norm), pages, layer, project, ctx)
-        pin = partial(constrain, kind="activation" if axis == -1 else "reading")
-        x = pin(x + after(project(attended, "o"), self.attn_norm))
-        h = before(x, self.mlp_norm)
-        h = project(jax.nn.silu(project(h, "gate")) * project(h, "up"), "down")
-        return pin(x + after(h, self.mlp_norm)), pages
-
-    def _attend(self, cfg: ModelConfig, h, pages, layer, project, ctx: _Context):
-        """What the heads read for h, in its shape, and the pages with this layer's keys and values."""
-        axis = ctx.features
+        h = rms_norm(x, self.attn_norm[...], cfg.rms_eps, axis) if cfg.norm == "pre" else x
 
         def split(y, *sizes):  # features into several axes
             return y.reshape(*y.shape[:-1], *sizes) if axis == -1 else y.reshape(*sizes, *y.shape[1:])
 
         def heads_of(name, count):
-            y, scale = project(h, name), getattr(self, f"{name}_norm", None)
+            y, scale = self._project(cfg, h, name, adapter, axis), getattr(self, f"{name}_norm", None)
             if scale is not None:  # over each head, or over all of them at once
                 y = rms_norm(split(y, -1, scale[...].shape[-1]), scale[...], cfg.rms_eps, -1 if axis == -1 else 1)
                 y = y.reshape(*h.shape[:2], -1) if axis == -1 else y.reshape(-1, *h.shape[1:])
@@ -175,9 +171,20 @@ class Block(nnx.Module):
 
         turn = lambda y: apply_rope(y, ctx.cos, ctx.sin, -1 if axis == -1 else 1)  # noqa: E731
         q, k = turn(heads_of("q", cfg.num_heads)), turn(heads_of("k", cfg.num_kv_heads))
-        attended, pages = ctx.attend(q, k, heads_of("v", cfg.num_kv_heads), layer, pages)
-        merged = attended.reshape(*h.shape[:2], -1) if axis == -1 else attended.reshape(-1, *h.shape[1:])
-        return merged, pages
+        return q, k, heads_of("v", cfg.num_kv_heads)
+
+    def _close(self, cfg: ModelConfig, x, read, adapter, ctx: _Context):
+        """x after this layer, from what its heads read: [B,T,N,H] or [N,H,R,T]."""
+        axis = ctx.features
+        project = partial(self._project, cfg, adapter=adapter, axis=axis)
+        norm = lambda h, scale: rms_norm(h, scale[...], cfg.rms_eps, axis)  # noqa: E731
+        before, after = (norm, lambda h, _: h) if cfg.norm == "pre" else (lambda h, _: h, norm)
+        pin = partial(constrain, kind="activation" if axis == -1 else "reading")
+        merged = read.reshape(*x.shape[:2], -1) if axis == -1 else read.reshape(-1, *x.shape[1:])
+        x = pin(x + after(project(merged, "o"), self.attn_norm))
+        h = before(x, self.mlp_norm)
+        h = project(jax.nn.silu(project(h, "gate")) * project(h, "up"), "down")
+        return pin(x + after(h, self.mlp_norm))
 
 
 class Decoder(nnx.Module):

@@ -14,12 +14,15 @@ Axes: R rows, T queries of each, N query heads, K key-value heads, H head size, 
 M pages of the longest row.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 from jopsd.models.sharding import ROWS, divisible
@@ -98,7 +101,8 @@ def _write(pool: jax.Array, layer, new: jax.Array, span: Span) -> jax.Array:
             page = jnp.where(first < span.count[row], span.table[row, column // PAGE], 0)
             part = new[row, :, first : first + piece].reshape(heads, 1, 1, piece, size)
             pool = jax.lax.dynamic_update_slice(pool, part, (0, layer, page, column % PAGE, 0))
-    return pool
+    # Left alone, the TPU compiler turns the whole pool into another layout and back around a loop over prompts.
+    return with_layout_constraint(pool, Layout(tuple(range(pool.ndim))))
 
 
 def attend(q: jax.Array, pages: Pages, layer: jax.Array | int, span: Span, window: int | None, backend: str):
@@ -107,40 +111,41 @@ def attend(q: jax.Array, pages: Pages, layer: jax.Array | int, span: Span, windo
     Args:
       q: [N,H,R,T]; query t of row r stands in column start[r] + t and sees that and earlier columns, with a window the
         last `window` of them.
-      backend: of `jopsd.models.attention`; "splash" and "cudnn" mean the paged kernel of a TPU and a GPU, for one query
-        a row without a window.
+      backend: of `jopsd.models.attention`; "splash" and "cudnn" mean the paged kernel of a TPU and a GPU, where a row
+        has one query in bfloat16 and no window.
 
     Returns:
       [N,H,R,T] in q's dtype; zeros for rows with a count of 0.
     """
-    kernel = KERNELS.get(backend) if q.shape[3] == 1 and window is None else None
+    single = q.shape[3] == 1 and window is None and q.dtype == jnp.bfloat16
+    kernel = KERNELS.get(backend) if single else None
 
     def local(q, pool_k, pool_v, table, start, count):
-        span = Span(table, start, count)
+        q = (q.astype(jnp.float32) * q.shape[1] ** -0.5).astype(q.dtype)
         if kernel is None:
-            return _walk(q, Pages(pool_k, pool_v), layer, span, window)
+            return _walk(q, Pages(pool_k, pool_v), layer, Span(table, start, count), window, backend in KERNELS)
         length = jnp.where(count > 0, start + 1, 0)
-        flat = lambda pool: pool.reshape(pool.shape[0], -1, *pool.shape[3:])  # noqa: E731
-        out = kernel(q[..., 0].transpose(2, 0, 1), flat(pool_k), flat(pool_v), length, table + layer * pool_k.shape[2])
+        in_layer = table + layer * pool_k.shape[2]
+        out = kernel(q[..., 0].transpose(2, 0, 1), _flat(pool_k), _flat(pool_v), length, in_layer)
         return jnp.where((count > 0)[:, None, None], out, 0).transpose(1, 2, 0)[..., None].astype(q.dtype)
 
     queries, pool, table, row = ("new", q), ("pool", pages.k), ("table", span.table), ("row", span.start)
     return _on_shards(local, [queries, pool, pool, table, row, row], [queries])(q, pages.k, pages.v, *span)
 
 
-def _walk(q: jax.Array, pages: Pages, layer, span: Span, window: int | None) -> jax.Array:
-    """`attend` on one device: groups of rows of like length, one after the other."""
+def _walk(q: jax.Array, pages: Pages, layer, span: Span, window: int | None, slices: bool) -> jax.Array:
+    """`attend` with scaled queries on one device: groups of rows of like length, one after the other."""
     rows = q.shape[2]
     if rows <= GROUP:
-        return _walk_group(q, pages, layer, span, window)
+        return _walk_group(q, pages, layer, span, window, slices)
     last = jnp.where(span.count > 0, span.start + span.count, 0)
     order = jnp.argsort(last)
     split = [order[first : first + GROUP] for first in range(0, rows, GROUP)]
-    read = [_walk_group(q[:, :, at], pages, layer, Span(*(x[at] for x in span)), window) for at in split]
+    read = [_walk_group(q[:, :, at], pages, layer, Span(*(x[at] for x in span)), window, slices) for at in split]
     return jnp.concatenate(read, axis=2)[:, :, jnp.argsort(order)]
 
 
-def _walk_group(q: jax.Array, pages: Pages, layer, span: Span, window: int | None) -> jax.Array:
+def _walk_group(q: jax.Array, pages: Pages, layer, span: Span, window: int | None, slices: bool) -> jax.Array:
     heads, size, rows, width = q.shape
     kv = pages.k.shape[0]
     column = span.start[:, None] + jnp.arange(width)  # [R,T], of the queries
@@ -148,15 +153,13 @@ def _walk_group(q: jax.Array, pages: Pages, layer, span: Span, window: int | Non
     first = jnp.maximum(span.start - (window - 1), 0) // PAGE if window else jnp.zeros_like(span.start)
     # With a window each row has a first page of its own: trip i reads page first + i.
     trips = jnp.max(jnp.where(live, (span.start + span.count - 1) // PAGE + 1 - first, 0))
-    grouped = (q.astype(jnp.float32) * size**-0.5).astype(q.dtype).reshape(kv, heads // kv, size, rows, width)
-    grouped = grouped.transpose(3, 0, 1, 4, 2)  # [R,K,G,T,H]
+    grouped = q.reshape(kv, heads // kv, size, rows, width).transpose(3, 0, 1, 4, 2)  # [R,K,G,T,H]
 
     def trip(carry):
         i, most, total, read = carry
         number = first + i
         page = jnp.take_along_axis(span.table, jnp.minimum(number, span.table.shape[1] - 1)[:, None], axis=1)[:, 0]
-        # One page axis for all layers: a gather along a single axis is the faster one.
-        get = lambda pool: _read(_flat(pool).at[:, layer * pool.shape[2] + page].get(mode="promise_in_bounds"))  # noqa: E731
+        get = partial(_gather, layer=layer, page=page, slices=slices or rows == 1)
         scores = jnp.einsum("rkgth,krsh->rkgts", grouped, get(pages.k), preferred_element_type=jnp.float32)
         key = number[:, None] * PAGE + jnp.arange(PAGE)  # [R,S]
         seen = (key[:, None] <= column[:, :, None]) & live[:, None, None]
@@ -177,6 +180,15 @@ def _walk_group(q: jax.Array, pages: Pages, layer, span: Span, window: int | Non
     _, _, total, read = jax.lax.while_loop(lambda carry: carry[0] < trips, trip, start)
     out = read / jnp.where(total > 0, total, 1.0)[..., None]
     return out.astype(q.dtype).transpose(1, 2, 4, 0, 3).reshape(q.shape)
+
+
+def _gather(pool: jax.Array, layer, page: jax.Array, slices: bool) -> jax.Array:
+    """One page of each row: [K,R,S,H]. slices: cut out one by one, which asks for no layout of the pool."""
+    if not slices:  # with one page axis for all layers: a gather along a single axis is the faster one
+        return _read(_flat(pool).at[:, layer * pool.shape[2] + page].get(mode="promise_in_bounds"))
+    shape = (pool.shape[0], 1, 1, *pool.shape[3:])
+    cut = [jax.lax.dynamic_slice(pool, (0, layer, at, 0, 0), shape)[:, 0] for at in page]
+    return _read(cut[0] if len(cut) == 1 else jnp.concatenate(cut, axis=1))
 
 
 def _flat(pool: jax.Array) -> jax.Array:
@@ -212,10 +224,7 @@ def row_shards(mesh, slots: int) -> int:
     """Over how many devices `slots` rows, and with them the pages, are split on a mesh."""
     axes = divisible(PartitionSpec(ROWS), (slots,), mesh)[0] if mesh is not None else None
     axes = (axes,) if isinstance(axes, str) else axes or ()
-    size = 1
-    for axis in axes:
-        size *= mesh.shape[axis]
-    return size
+    return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def _on_shards(run: Callable, inputs: list[tuple], outputs: list[tuple]) -> Callable:
@@ -239,16 +248,17 @@ def _on_shards(run: Callable, inputs: list[tuple], outputs: list[tuple]) -> Call
 def _tpu_kernel(q, k, v, length, table):
     from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
 
-    scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
-    block = next(n for n in (8, 4, 2, 1) if table.shape[1] % n == 0)
-    return paged_attention(scaled, k, v, length, table, pages_per_compute_block=block)
+    return paged_attention(q, k, v, length, table, pages_per_compute_block=math.gcd(table.shape[1], 8))
 
 
 def _gpu_kernel(q, k, v, length, table):
     from jax.experimental.pallas.ops.gpu.paged_attention import paged_attention
 
-    return paged_attention(q, k, v, table, length, attn_logits_soft_cap=None, mask_value=_LEAST)
+    splits = math.gcd(table.shape[1], 16)
+    block = math.gcd(table.shape[1] // splits, 2)
+    return paged_attention(q, k, v, table, length, k_splits=splits, pages_per_compute_block=block)
 
 
-# One query a row over its own pages only; GPU and TPU.
+# By attention backend: (q [R,N,H] scaled, k and v [K,P,S,H], lengths [R], table [R,M]) -> [R,N,H]. Each row reads its
+# own pages only, so that its bits depend on no other.
 KERNELS: dict[str, Callable] = {"splash": _tpu_kernel, "cudnn": _gpu_kernel}

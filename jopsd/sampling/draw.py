@@ -8,6 +8,7 @@ Axes: B rows, V vocabulary, N blocks, W block width, C candidates.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,14 @@ CANDIDATES = 64  # C: rows with 0 < top_k <= C take the cheap two-level path
 _INFINITY_BITS = 0x7F800000
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="rows_first")
 def draw(
-    logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_p: jax.Array, top_k: jax.Array
+    logits: jax.Array,
+    keys: jax.Array,
+    temperature: jax.Array,
+    top_p: jax.Array,
+    top_k: jax.Array,
+    rows_first: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Draws a token per row.
 
@@ -31,6 +37,7 @@ def draw(
       temperature: [B] float32; 0 takes the first maximum.
       top_p: [B] float32 in (0, 1]; 1 keeps all.
       top_k: [B] int32; 0 or at least V keeps all. Applied before top_p, which sees the renormalised rest.
+      rows_first: how branches are handed the logits; accelerators pad the last axis, so they want the long one there.
 
     Returns:
       token [B] int32 and its log-prob [B] float32 under the full softmax at the row's temperature (1 where greedy).
@@ -46,11 +53,13 @@ def draw(
     masses = jnp.exp(score(blocks)).sum(axis=1)  # [N,B]
     cuts = (top_p < 1.0) | (top_k < vocab)
     # A row that cuts nothing uses nothing of these branches, so its bits do not depend on whether they run.
+    handed = blocks.transpose(2, 0, 1) if rows_first else blocks
+    taken = lambda: score(handed.transpose(1, 2, 0) if rows_first else handed)  # noqa: E731
     threshold = jax.lax.cond(
-        cuts.any(), lambda: _threshold(score(blocks), score(peaks), top_p, top_k, vocab), lambda: _everything(peak)
+        cuts.any(), lambda: _threshold(taken, score(peaks), top_p, top_k, vocab), lambda: _everything(peak)
     )
     kept_mass = lambda s, limit: jnp.where(s >= limit, jnp.exp(s), 0.0)  # noqa: E731
-    kept = jax.lax.cond(cuts.any(), lambda: kept_mass(score(blocks), threshold).sum(axis=1), lambda: masses)
+    kept = jax.lax.cond(cuts.any(), lambda: kept_mass(taken(), threshold).sum(axis=1), lambda: masses)
     uniforms = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
     drawn_block = _pick(jnp.where(cuts, kept, masses), uniforms[:, 0])
     block = jnp.where(greedy, jnp.minimum(_first(peaks == peak), len(peaks) - 1), drawn_block)
@@ -89,18 +98,19 @@ def _pick(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     return jnp.minimum(jnp.where(index < len(weights), index, heaviest), len(weights) - 1)
 
 
-def _threshold(blocks: jax.Array, peaks: jax.Array, top_p: jax.Array, top_k: jax.Array, vocab: int) -> jax.Array:
+def _threshold(scores: Callable, peaks: jax.Array, top_p: jax.Array, top_k: jax.Array, vocab: int) -> jax.Array:
     """Smallest score [B] that top-k and top-p keep, -inf for a row that keeps everything.
 
-    blocks: scores [N,W,B]. peaks: their maxima [N,B]. top_k: V where it keeps all.
+    scores: gives them [N,W,B], anew in each branch. peaks: their maxima [N,B]. top_k: V where it keeps all.
     """
     cheap = (top_k < vocab) & (top_k <= CANDIDATES)
     general = ~cheap & ((top_k < vocab) | (top_p < 1.0))
     everything = _everything(top_p)
     # Which path a row takes depends on the row alone; the conditions only skip work that no row needs.
-    few = jax.lax.cond(cheap.any(), lambda: _threshold_of_candidates(blocks, peaks, top_p, top_k), lambda: everything)
-    scores = blocks.reshape(-1, blocks.shape[2])
-    many = jax.lax.cond(general.any(), lambda: _threshold_by_bisection(scores, top_p, top_k, vocab), lambda: everything)
+    few = jax.lax.cond(cheap.any(), lambda: _threshold_of_candidates(scores(), peaks, top_p, top_k), lambda: everything)
+    many = jax.lax.cond(
+        general.any(), lambda: _threshold_by_bisection(scores(), top_p, top_k, vocab), lambda: everything
+    )
     return jnp.where(cheap, few, jnp.where(general, many, everything))
 
 
@@ -122,14 +132,16 @@ def _threshold_of_candidates(blocks, peaks, top_p: jax.Array, top_k: jax.Array) 
     return jnp.where(top_p < 1.0, jnp.maximum(nucleus, kth)[:, 0], kth[:, 0])
 
 
-def _threshold_by_bisection(scores: jax.Array, top_p: jax.Array, top_k: jax.Array, vocab: int) -> jax.Array:
-    """`_threshold` of scores [V,B] for any top_k and top_p, without a sort: 31 passes find a limit to the last bit."""
+def _threshold_by_bisection(blocks: jax.Array, top_p: jax.Array, top_k: jax.Array, vocab: int) -> jax.Array:
+    """`_threshold` for any top_k and top_p, without a sort: 31 passes find each limit to the last bit."""
+    # Rows first: accelerators want the long axis last.
+    scores = blocks.reshape(-1, blocks.shape[2]).T
     # Scores are at most 0, and the bits of a non-negative float order as integers do.
     depth = jax.lax.bitcast_convert_type(jnp.abs(scores), jnp.int32)
     weights = jnp.exp(scores)
-    count = lambda limit: jnp.sum(depth <= limit, axis=0)  # noqa: E731
-    mass = lambda limit: jnp.sum(jnp.where(depth <= limit, weights, 0.0), axis=0)  # noqa: E731
-    everything = jnp.full(scores.shape[1:], _INFINITY_BITS, jnp.int32)
+    count = lambda limit: jnp.sum(depth <= limit[:, None], axis=1)  # noqa: E731
+    mass = lambda limit: jnp.sum(jnp.where(depth <= limit[:, None], weights, 0.0), axis=1)  # noqa: E731
+    everything = jnp.full(scores.shape[:1], _INFINITY_BITS, jnp.int32)
     cut = top_k < vocab
     limit = jax.lax.cond(
         cut.any(),

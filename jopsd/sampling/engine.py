@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from jopsd.models.attention import FLASH, choose
 from jopsd.models.decoder import ModelConfig
 from jopsd.models.pages import Pages, Span, copy, make_pages
 from jopsd.models.products import turned_adapter, turned_model
@@ -200,7 +201,9 @@ def _step(policy: Policy, state: State, tables: dict[str, jax.Array]) -> tuple[S
     h, pages = policy.model.read(state.token[:, None], span, state.pages, policy.adapter)
     keys = jax.vmap(jax.random.fold_in)(state.key, state.position)
     top_p, top_k = jnp.where(live, state.top_p, 1.0), jnp.where(live, state.top_k, 0)
-    token, logprob = draw(policy.model.unembed(h[:, :, 0], 0), keys, state.temperature, top_p, top_k)
+    cfg, logits = policy.model.cfg, policy.model.unembed(h[:, :, 0], 0)
+    accelerated = choose(cfg.attention, cfg.dtype, cfg.head_dim) in FLASH
+    token, logprob = draw(logits, keys, state.temperature, top_p, top_k, accelerated)
     remaining = state.remaining - live
     stopped = (token[:, None] == state.stop_ids).any(axis=1) | (remaining <= 0)
     state = replace(
