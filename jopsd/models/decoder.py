@@ -324,9 +324,22 @@ def _paged(cfg: ModelConfig, kind: str, positions: jax.Array, span: Span) -> _Co
     window = cfg.window if kind == "sliding" else None
     backend = choose(cfg.attention, cfg.dtype, cfg.head_dim)
 
+    mesh = jax.sharding.get_abstract_mesh()
+    flash = backend in FLASH and positions.shape[1] > 1 and mesh.shape.get("context", 1) == 1
+
     def attend(q, k, v, layer, pages):
         pages = write(pages, layer, k, v, span)
-        return read_pages(q, pages, layer, span, window, backend), pages
+        walk = lambda: read_pages(q, pages, layer, span, window, backend)  # noqa: E731
+        if not flash:
+            return walk(), pages
+
+        def own():  # a prompt's first piece sees its own tokens only
+            segments = (jnp.arange(q.shape[3]) < span.count[:, None]).astype(jnp.int32)
+            keys, values = (x.transpose(2, 0, 3, 1) for x in (k, v))
+            read = flash_attention(backend, q.transpose(2, 3, 0, 1), keys, values, segments, window)
+            return read.transpose(2, 3, 0, 1)
+
+        return jax.lax.cond((span.start == 0).all(), own, walk), pages
 
     first = lambda angle: jnp.moveaxis(angle, (2, 3), (0, 1))  # noqa: E731
     return _Context(*map(first, _angles(cfg, kind, positions)), attend, 0)

@@ -51,6 +51,9 @@ ACTIVATIONS = {
     "lookup": P("tensor", None),
     "rows": P(ROWS),
     "pages": P("tensor", None, ROWS),
+    # Logits [V,B] are made where the head's rows are and then gathered; left alone, XLA gathers the head.
+    "logits": P("tensor", ROWS),
+    "whole logits": P(None, ROWS),
 }
 
 

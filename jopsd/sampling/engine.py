@@ -201,7 +201,8 @@ def _step(policy: Policy, state: State, tables: dict[str, jax.Array]) -> tuple[S
     h, pages = policy.model.read(state.token[:, None], span, state.pages, policy.adapter)
     keys = jax.vmap(jax.random.fold_in)(state.key, state.position)
     top_p, top_k = jnp.where(live, state.top_p, 1.0), jnp.where(live, state.top_k, 0)
-    cfg, logits = policy.model.cfg, policy.model.unembed(h[:, :, 0], 0)
+    cfg, logits = policy.model.cfg, constrain(policy.model.unembed(h[:, :, 0], 0), "logits")
+    logits = constrain(logits, "whole logits")
     accelerated = choose(cfg.attention, cfg.dtype, cfg.head_dim) in FLASH
     token, logprob = draw(logits, keys, state.temperature, top_p, top_k, accelerated)
     remaining = state.remaining - live
