@@ -73,7 +73,9 @@ def _adapter(args) -> int:
 def _verify(args) -> int:
     from convert.sources import find_side
     from convert.verify import verify
+    from jopsd import compile_cache
 
+    compile_cache.enable()
     report = verify(
         find_side(args.a, "A"), find_side(args.b, "B"), args.prompt, args.tolerance, transformers=args.transformers
     )

@@ -48,9 +48,11 @@ def _evaluate(argv: Sequence[str]) -> str:
     args["columns"] = dict(_column(text) for text in args.pop("column"))
     from eval.options import Options  # what follows imports jax
     from eval.run import run
+    from jopsd import compile_cache
 
     tuples = {field.name for field in fields(Options) if str(field.type).startswith("tuple")}
     options = Options(**{name: tuple(value) if name in tuples else value for name, value in args.items()})
+    compile_cache.enable()
     return _told(options.output, run(options))
 
 

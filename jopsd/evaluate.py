@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jopsd.lengths import Lengths
 from jopsd.preemption import Notice
 from jopsd.prompts import Item
 from jopsd.rollouts import Grade, Rollout, gather_rollouts, sample_rollouts
@@ -76,17 +77,20 @@ def evaluate(
     tokenizer,
     grade: Grade,
     notice: Notice | None = None,
+    lengths: Lengths | None = None,
 ) -> Evaluated:
     """Accuracy of the sampler's policy on the items, each sampled so many times. The seed decides every draw.
 
-    All processes of a run call it, and share the work.
+    All processes of a run call it, and share the work. lengths: of earlier evaluations; learns those of this one.
 
     Raises:
       Preempted: the run was told to end.
     """
     notice = notice or Notice()
-    own = partial(sample_rollouts, sampler, items, params, samples, (seed,), tokenizer, grade, notice)
+    lengths = lengths or Lengths()
+    own = partial(sample_rollouts, sampler, items, params, samples, (seed,), tokenizer, grade, notice, lengths)
     flat = gather_rollouts(own, items, notice)
+    lengths.learn((r.item.problem, len(r.completion_ids)) for r in flat)
     grouped = [flat[i * samples : (i + 1) * samples] for i in range(len(items))]
     correct = [[r.score.correct for r in rollouts] for rollouts in grouped]
     sources: dict[str, list[list[bool]]] = {}

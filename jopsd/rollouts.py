@@ -14,6 +14,7 @@ from jopsd.batch import TrainBatch, longest, make_batch
 from jopsd.contexts import Absent, Attempt
 from jopsd.data.problem import Problem
 from jopsd.distributed import exchange, share_of
+from jopsd.lengths import Lengths
 from jopsd.methods import Method
 from jopsd.preemption import Notice, Preempted
 from jopsd.prompts import Item, PromptIds, Tokenizers, group_prompts
@@ -62,11 +63,12 @@ def sample_rollouts(
     tokenizer,
     grade: Grade | None,
     notice: Notice,
+    lengths: Lengths | None = None,
 ) -> list[Rollout]:
     """n rollouts of each of this process's items, in order, graded while later ones are still being drawn.
 
     items: of all processes, see `distributed.share_of`. seed: with the item's place it decides every draw.
-    grade: `(text, problem) -> Future[Score]`, or None.
+    grade: `(text, problem) -> Future[Score]`, or None. lengths: what is asked for first; the draws are the same.
 
     Raises:
       Preempted: this process was told to end. Not where all processes draw as one: there they must keep step.
@@ -79,6 +81,8 @@ def sample_rollouts(
     # A sampler over the devices of all processes draws everything everywhere.
     collective = getattr(sampler, "collective", False)
     asked = requests if collective else [requests[row] for row in mine]
+    if lengths is not None:
+        asked = [asked[place] for place in lengths.order([items[request.id].problem for request in asked])]
     with closing(draw_rollouts(sampler, asked, items, tokenizer, grade, mine)) as stream:
         drawn = {}
         for index, rollout in stream:

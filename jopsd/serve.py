@@ -24,12 +24,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _check(args)
         # A typo should not wait for jax to load.
+        from jopsd import compile_cache
         from jopsd.sampling.server import describe, listen
         from jopsd.sampling.server_metrics import publish_metrics
         from jopsd.sampling.service import Service
 
         guard = _guard(args)
         _require_port(args.host, args.port, "--port")
+        compile_cache.enable()
         sampler, name, restored, read = load(args)
         stop = _stop_signal()
         service = Service(sampler, describe(sampler, args.served_name or name), read)

@@ -27,9 +27,11 @@ def main(argv: list[str] | None = None) -> int:
         config = load_config(args.config, args.overrides)
         import jax
 
-        from jopsd import distributed
+        from jopsd import compile_cache, distributed
 
-        distributed.join(distributed.find_layout(args.coordinator, args.processes, args.process, os.environ))
+        layout = distributed.find_layout(args.coordinator, args.processes, args.process, os.environ)
+        compile_cache.enable(several=layout is not None)
+        distributed.join(layout)
         from jopsd.checkpoint import CheckpointError
         from jopsd.sampling import SamplerError
         from jopsd.trainer import TrainingError, train

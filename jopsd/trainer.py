@@ -19,6 +19,7 @@ from jopsd.data.loader import training_iterator
 from jopsd.distributed import exchange, is_first, require_agreement, require_shared_folder, together
 from jopsd.drawing import Drawing, open_drawing
 from jopsd.evaluate import evaluate
+from jopsd.lengths import Lengths
 from jopsd.mesh import local_rows, put_rows
 from jopsd.preemption import Notice, Preempted, listening
 from jopsd.prompts import Item
@@ -131,6 +132,7 @@ class _Loop:
         self.config, self.task, self.weights, self.mesh = config, task, weights, mesh
         self.manager, self.tracker, self.grader = manager, tracker, grader
         self.drawing, self.progress, self.notice = drawing, progress, notice
+        self.lengths, self.held_out_lengths = Lengths(), Lengths()
         options = step_options(config)
         self.update = make_update(options, weights.optimizer, mesh, weights.state)
         self.old_logprobs = None
@@ -242,6 +244,7 @@ class _Loop:
             task.tokenizer,
             self.grader.submit if self.grader is not None else None,
             self.notice,
+            self.lengths,
         )
         return with_teachers(config, task.tokenizers, rollouts, seed)
 
@@ -254,6 +257,7 @@ class _Loop:
         stale = {r.policy_version for r in rollouts} - {draw.version}
         if stale:
             raise TrainingError(f"step {step} got rollouts of policy versions {sorted(stale)}, not {draw.version}")
+        self.lengths.learn((r.item.problem, len(r.completion_ids)) for r in rollouts)
         return rollouts
 
     def draws_ahead(self, step: int) -> bool:
@@ -284,6 +288,7 @@ class _Loop:
             self.task.tokenizer,
             self.grader.submit,
             self.notice,
+            self.held_out_lengths,
         )
         flat = [rollout for group in found.rollouts for rollout in group]
         metrics = {f"eval/{name}": value for name, value in eval_metrics(found, config.samples).items()}

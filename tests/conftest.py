@@ -14,10 +14,11 @@ os.environ.setdefault(
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Many tests compile the same programs, in this process, in the other one and in those that they start.
+# Many tests compile the same programs, in this process, in the other one and in those that they start. And none of them
+# writes into the user's own cache. A folder named here is kept, and makes the next session faster.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled = tempfile.mkdtemp(prefix="jopsd-tests-")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
 
 import pytest

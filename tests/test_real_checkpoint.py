@@ -139,8 +139,7 @@ def test_a_transformers_checkpoint_trains_resumes_goes_back_and_evaluates(case, 
         "checkpoint": {"every": 1},
     }
     config.write_text(yaml.safe_dump(tree))
-    compiled = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    env = environment(**compiled)
+    env = environment()
 
     assert kill_when(config, env, lambda: (run_dir / "checkpoints/1").exists())
     text = run(config, env)

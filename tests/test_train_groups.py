@@ -36,9 +36,8 @@ GROUPS = {
 
 
 @pytest.fixture(scope="module")
-def env(tmp_path_factory) -> dict[str, str]:
-    cache = tmp_path_factory.mktemp("compiled")
-    return environment(JAX_COMPILATION_CACHE_DIR=str(cache), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+def env() -> dict[str, str]:
+    return environment()
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from eval.analysis import ANALYSES
+from jopsd import compile_cache
 from jopsd.errors import one_line
 
 EXAMPLES = """examples:
@@ -23,6 +24,7 @@ A run saves the rollouts that its config's log.samples and log.samples_every ask
 def main(argv: Sequence[str] | None = None) -> int:
     args = vars(_parser().parse_args(argv))
     try:
+        compile_cache.enable()
         import_module(ANALYSES[args.pop("analysis")]).run(argparse.Namespace(**args))
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

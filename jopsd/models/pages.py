@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec
 from jopsd.models.sharding import ROWS, divisible
 
 PAGE = 64  # S: part of what bits depend on, so it is the same whatever the pool
-GROUP = 16  # rows that stop together on CPU
+GROUP = 4  # rows that stop together: few, so that short rows do not wait for long ones
 _LEAST = -1e30  # below every score; its exponential is 0, and unlike -inf it can be subtracted from itself
 
 

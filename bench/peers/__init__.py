@@ -1,0 +1,1 @@
+"""Puts jopsd's sampler beside `generate` of transformers: `python -m bench.peers`."""

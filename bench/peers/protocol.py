@@ -1,0 +1,124 @@
+"""How the driver and a worker talk: JSON lines on the worker's stdin and stdout, one answer per question.
+
+    {"case": {...}, "threads": 2}   loads the model: {"seconds": 2.5}
+    {"warm": "loop"}                builds and compiles: {"seconds": 9.5}
+    {"run": "loop", "number": 3}    one repetition: {"wall": ..., "cpu": ..., "base_wall": ..., "base_cpu": ...,
+                                    "compile": seconds spent compiling meanwhile, "peak_mb": ...}
+
+A worker that fails answers {"error": ...}. It ends when its stdin does.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench.peers.works import Case, make_prompts, warm_lengths
+
+ROOT = Path(__file__).resolve().parents[2]
+# (prompts, completion tokens of each, number) -> tokens drawn
+Draw = Callable[[Sequence[Sequence[int]], Sequence[int], int], int]
+
+
+class Worker:
+    """A process that answers, and sits idle between two questions."""
+
+    def __init__(self, command: Sequence[str]):
+        self.name = " ".join(command)
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=ROOT, text=True)
+
+    def ask(self, **question) -> dict:
+        """The answer.
+
+        Raises:
+          RuntimeError: the worker failed or ended.
+        """
+        try:
+            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        answer = json.loads(line) if line else {"error": "it ended"}
+        if "error" in answer:
+            raise RuntimeError(f"{self.name}: {answer['error']}")
+        return answer
+
+    def close(self) -> None:
+        try:
+            self.process.stdin.close()
+        except BrokenPipeError:
+            pass  # it is gone already
+        self.process.stdout.close()
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def serve(load: Callable[[Case, int], Callable[[str], Draw]], compile_seconds: Callable[[], float] = lambda: 0) -> None:
+    """Answers until stdin ends.
+
+    Args:
+      load: (case, threads) -> a function that builds an entrant by name.
+      compile_seconds: spent compiling in this process so far.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    case, build, draws = None, None, {}
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            start = time.perf_counter()
+            if "case" in question:
+                case = Case(**question["case"])
+                limit_processors(question["threads"])
+                build = load(case, question["threads"])
+                answer = {"seconds": time.perf_counter() - start}
+            elif "warm" in question:
+                draws[question["warm"]] = draw = build(question["warm"])
+                drawn(draw, case, warm_lengths(case.new), 0)
+                answer = {"seconds": time.perf_counter() - start}
+            else:
+                before = compile_seconds()
+                answer = repetition(draws[question["run"]], case, question["number"])
+                answer |= {"compile": compile_seconds() - before, "peak_mb": peak_mb()}
+        except Exception as error:  # the driver goes on with the next case
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def limit_processors(count: int) -> None:
+    """Keeps this process to the first `count` processors that it may use, where the system can do that."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+
+
+def peak_mb() -> float:
+    """The most memory this process has held. In kilobytes on Linux, in bytes on a Mac."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def repetition(draw: Draw, case: Case, number: int) -> dict[str, float]:
+    """Seconds of one repetition: "wall", and "cpu" of all threads; the same of its base."""
+    wall, cpu = drawn(draw, case, case.new, 2 * number)
+    base = drawn(draw, case, (case.base,) * len(case.new), 2 * number + 1) if case.base else (0.0, 0.0)
+    return {"wall": wall, "cpu": cpu, "base_wall": base[0], "base_cpu": base[1]}
+
+
+def drawn(draw: Draw, case: Case, new: Sequence[int], number: int) -> tuple[float, float]:
+    """(wall, CPU) seconds of drawing completions of `new` tokens."""
+    prompts = make_prompts(case, number)
+    start = time.perf_counter(), time.process_time()
+    tokens = draw(prompts, new, number)
+    seconds = time.perf_counter() - start[0], time.process_time() - start[1]
+    if tokens != sum(new):
+        raise ValueError(f"{tokens} tokens were drawn, not {sum(new)}")
+    return seconds
