@@ -104,7 +104,7 @@ def test_all_pages_come_back_when_the_rows_are_done_or_cancelled():
         seats.collect(packed)
     kept = {page for pages in seats._prompts[0].values() for page in pages["full"].values()}
     assert used(seats) == len(kept) > 0
-    engine.update(make_policy(seed=3), 1)
+    engine.update(make_policy(seed=3), 0)  # of the same version, as exact and rounded weights are
     seats.seat(expand([Request(prompt(3), 1, 1, SamplingParams(2), "new")])[0], 0)
     seats.collect(seats.advance())
     assert set(seats._prompts[0]) == {prompt(3)[:-1]}  # prompts of older weights are forgotten
@@ -163,8 +163,10 @@ def test_no_program_has_temporaries_of_the_size_of_the_pool(dtype):
     number = lambda *sizes: np.zeros(sizes, np.int32)  # noqa: E731
     table, one = number(8, 1, shape.table_width), number(8, 1)
     programs = [
-        engine_module.decode.lower(engine.policy, state, {"full": number(16, shape.table_width)}, 4),
-        engine_module.prefill.lower(engine.policy, state, number(8, 1, 64), one, one, {"full": table}, np.int32(1)),
+        engine_module.decode.lower(engine._drawn_from, state, {"full": number(16, shape.table_width)}, 4),
+        engine_module.prefill.lower(
+            engine._drawn_from, state, number(8, 1, 64), one, one, {"full": table}, np.int32(1)
+        ),
         engine_module.admit.lower(
             state, number(16, 15), np.zeros((16, 2), np.float32), {"full": (number(1, 16), number(1, 16), np.int32(1))}
         ),

@@ -13,6 +13,7 @@ the same for both sides.
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -167,4 +168,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers are ended too
     sys.exit(main())

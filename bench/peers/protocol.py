@@ -56,7 +56,7 @@ class Worker:
             pass  # it is gone already
         self.process.stdout.close()
         try:
-            self.process.wait(timeout=20)
+            self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

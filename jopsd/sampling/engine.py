@@ -322,6 +322,7 @@ class Engine:
 
     Attributes:
       prefills: prompts read so far. putbacks: rows that were put back for want of pages so far.
+      updates: policies it has had so far; a version may come twice, with other weights.
     """
 
     def __init__(
@@ -355,9 +356,9 @@ class Engine:
         )
         if cache_bytes is not None:
             check_memory(cache_bytes, [device] if mesh is None else list(mesh.devices.flat))
-        self.prefills = self.putbacks = 0
+        self.prefills = self.putbacks = self.updates = 0
         self._lock = threading.Lock()
-        self._source: Policy | None = None
+        self.policy: Policy | None = None
         self._set(policy, 0)
 
     def validate(self, requests: Iterable[Request]) -> None:
@@ -374,19 +375,17 @@ class Engine:
     def _set(self, policy: Policy, version: int) -> None:
         if policy.model.cfg != self.cfg:
             raise ValueError(f"the policy's model is {policy.model.cfg}, the sampler was built for {self.cfg}")
-        self.policy, self.version = self._arranged(policy), version
+        self._drawn_from = self._arranged(policy)
+        self.policy, self.version = policy, version
+        self.updates += 1
 
     def _arranged(self, policy: Policy) -> Policy:
         """The policy in the form that this device draws from fastest; a model that is the same again is kept."""
         if self.mesh is not None or self.platform != "cpu":
             return policy
-        same = self._source is not None and all(
-            ours is theirs
-            for ours, theirs in zip(jax.tree.leaves(self._source), jax.tree.leaves(policy.model), strict=True)
-        )
-        model = self.policy.model if same else turned_model(policy.model, self.cfg.dtype)
-        # Kept to be compared with; a model that trains is new every time, and is not held here.
-        self._source = policy.model if policy.adapter is not None else None
+        before, now = (jax.tree.leaves(held and held.model) for held in (self.policy, policy))
+        same = len(before) == len(now) and all(ours is theirs for ours, theirs in zip(before, now, strict=True))
+        model = self._drawn_from.model if same else turned_model(policy.model, self.cfg.dtype)
         return Policy(model, None if policy.adapter is None else turned_adapter(policy.adapter, self.cfg.dtype))
 
     @contextmanager
@@ -408,7 +407,7 @@ class Engine:
     def prefill(self, state: State, *arguments) -> State:
         """See `prefill`."""
         with self._dispatch():
-            return self._settle(prefill(self.policy, state, *arguments))
+            return self._settle(prefill(self._drawn_from, state, *arguments))
 
     def admit(self, state: State, *arguments) -> State:
         """See `admit`."""
@@ -418,7 +417,7 @@ class Engine:
     def decode(self, state: State, tables: dict[str, np.ndarray]) -> tuple[State, jax.Array]:
         """Up to `chunk` steps of all slots; the array is for `read_chunk`."""
         with self._dispatch():
-            return self._settle(decode(self.policy, state, tables, self.chunk))
+            return self._settle(decode(self._drawn_from, state, tables, self.chunk))
 
     def halt(self, state: State, slots: Iterable[int]) -> State:
         """The state with these slots done."""

@@ -5,6 +5,7 @@ steps of others, and is then live: its pages grow with it. Where pages run out, 
 drawn again from its seed, which gives the same tokens. Rows with the same prompt share its full pages.
 """
 
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ class Seats:
         self._ledgers = [{kind: Ledger(count) for kind, count in shape.pages} for _ in range(shape.shards)]
         self._seats: dict[int, Seat] = {}
         self._prompts: list[OrderedDict] = [OrderedDict() for _ in range(shape.shards)]  # prompt -> pages by kind
-        self._ages, self._version = 0, engine.version
+        self._ages, self._updates = 0, engine.updates
         self._ended: list[int] = []  # slots whose rows are to be stopped on the device
 
     def seat(self, row: Row, slot: int) -> None:
@@ -111,8 +112,8 @@ class Seats:
         """
         if not self._seats:
             return None
-        if self.engine.version != self._version:
-            self._version = self.engine.version
+        if self.engine.updates != self._updates:
+            self._updates = self.engine.updates
             for shard, prompts in enumerate(self._prompts):
                 for prompt in list(prompts):  # a prompt's keys and values belong to the weights that made them
                     self._forget(shard, prompt)
@@ -219,6 +220,12 @@ class Seats:
         seat.live, seat.placed, seat.filled = False, False, 0
         seat.pieces.clear()
         self.engine.putbacks += 1
+        if self.engine.putbacks == 1:
+            print(
+                "note: the sampler's pages are full, so its youngest rows wait and are drawn again, with the same "
+                "tokens; raise sampling.cache_gb or lower sampling.slots where that takes long",
+                file=sys.stderr,
+            )
 
     # ------------------------------------------------------------------------------------ from waiting to live
 
