@@ -162,6 +162,7 @@ class OpsdDriver(orchestrator.Driver):
     ):
         self._on_done, self._on_error, self._engine = on_done, on_error, engine
         self._running: dict[int, _Ticket] = {}
+        self._coming: deque[_Ticket] = deque()  # submitted, and not in a slot yet
         super().__init__(
             prefill_engines=[engine],
             generate_engines=[engine],
@@ -170,9 +171,14 @@ class OpsdDriver(orchestrator.Driver):
             interleaved_mode=True,
             jax_padding=False,
         )
+        # The Driver fills its free slots as long as this backlog says there is more. A ticket in the hands of a thread
+        # is in no backlog: without it the first rows would draw a chunk before the others start.
+        coming = self._coming
+        self._prefill_backlog.empty = lambda: not coming
 
     def submit(self, ticket: _Ticket) -> None:
         """Queues a ticket for prefill."""
+        self._coming.append(ticket)
         self.place_request_on_prefill_queue(
             orchestrator.ActiveRequest(
                 max_tokens=1 << 30,  # the engine keeps each row's own limit
@@ -235,6 +241,7 @@ class OpsdDriver(orchestrator.Driver):
         """Handles (slot, request) after an insert and (step, results) after a generate."""
         if isinstance(payload, orchestrator.ActiveRequest):
             self._running[tag] = payload.prefill_content
+            self._coming.popleft()
             return
         self._engine.collect()
         for slot, ticket in list(self._running.items()):
