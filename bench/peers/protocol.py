@@ -3,7 +3,8 @@
     {"case": {...}, "threads": 2}   loads the model: {"seconds": 2.5}
     {"warm": "loop"}                builds and compiles: {"seconds": 9.5}
     {"run": "loop", "number": 3}    one repetition: {"wall": ..., "cpu": ..., "base_wall": ..., "base_cpu": ...,
-                                    "compile": seconds spent compiling meanwhile, "peak_mb": ...}
+                                    "compile": seconds spent compiling meanwhile, "peak_mb": ...,
+                                    "others": processors that other processes kept busy meanwhile}
 
 A worker that fails answers {"error": ...}. It ends when its stdin does.
 """
@@ -86,9 +87,10 @@ def serve(load: Callable[[Case, int], Callable[[str], Draw]], compile_seconds: C
                 drawn(draw, case, warm_lengths(case.new), 0)
                 answer = {"seconds": time.perf_counter() - start}
             else:
-                before = compile_seconds()
+                before = compile_seconds(), others_seconds()
                 answer = repetition(draws[question["run"]], case, question["number"])
-                answer |= {"compile": compile_seconds() - before, "peak_mb": peak_mb()}
+                others = (others_seconds() - before[1]) / (time.perf_counter() - start)
+                answer |= {"compile": compile_seconds() - before[0], "peak_mb": peak_mb(), "others": others}
         except Exception as error:  # the driver goes on with the next case
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
@@ -99,6 +101,16 @@ def limit_processors(count: int) -> None:
     """Keeps this process to the first `count` processors that it may use, where the system can do that."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+
+
+def others_seconds() -> float:
+    """CPU seconds of all processes but this one since some moment; 0 where Linux does not tell."""
+    try:
+        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    except OSError:
+        return 0.0
+    user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def peak_mb() -> float:
