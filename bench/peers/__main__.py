@@ -9,8 +9,7 @@ the peer's best wall time over our loop's, below 1 where we are slower. Numbers 
 with those of the median one in brackets. Every repetition has prompts of its own, the same for both sides.
 
 Needs an idle machine: "others" is how many processors other processes kept busy. At one of two the peer, whose threads
-wait and spin for one another, takes ten times as long and ours half as much again, which flatters us in CPU seconds
-too.
+wait and spin for one another, took ten times as long and ours up to twice: that flatters us, in CPU seconds too.
 """
 
 import argparse
