@@ -8,8 +8,8 @@ entrants in turn for one repetition, ours and theirs alternating, while the othe
 the peer's best wall time over our loop's, below 1 where we are slower. Numbers are those of the fastest repetition,
 with those of the median one in brackets. Every repetition has prompts of its own, the same for both sides.
 
-Needs an idle machine: "others" is how many processors other processes kept busy. At one of two the peer, whose threads
-wait and spin for one another, took ten times as long and ours up to twice: that flatters us, in CPU seconds too.
+Needs an idle machine: "others" is how many processors other processes kept busy. Do not use a row where it is well
+above 0: the two sides need not suffer alike.
 """
 
 import argparse
