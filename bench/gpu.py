@@ -35,10 +35,11 @@ from jopsd.methods import Opsd
 from jopsd.models.attention import choose
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.lora import TARGETS, init_adapter
+from jopsd.optimizer import make_optimizer
 from jopsd.plan.flops import forward, trained
 from jopsd.sampling import CHUNK, Policy, Request, SamplingParams, make_sampler
 from jopsd.schema import Optimizer
-from jopsd.step import StepOptions, init_state, make_optimizer, make_update
+from jopsd.step import StepOptions, init_state, make_update
 from jopsd.teachers import Models, TeacherRule
 
 HALF = {"dtype": "bfloat16", "param_dtype": "bfloat16"}

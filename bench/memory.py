@@ -25,8 +25,9 @@ from jopsd.models.decoder import ModelConfig
 from jopsd.models.hf import abstract_decoder
 from jopsd.models.lora import init_adapter
 from jopsd.models.sharding import BATCH, sharded_shapes
+from jopsd.optimizer import make_optimizer
 from jopsd.schema import Optimizer
-from jopsd.step import StepOptions, init_state, make_optimizer, make_update
+from jopsd.step import StepOptions, init_state, make_update
 from jopsd.teachers import Models, TeacherRule
 
 QWEN3 = ModelConfig(151936, 1024, 28, 16, 8, 128, 3072, tie_embeddings=True, dtype="bfloat16", param_dtype="bfloat16")

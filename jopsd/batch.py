@@ -20,10 +20,16 @@ class View:
       tokens: [B,P+T] int32, prompts left-padded to P, completions right-padded to T. Of a view with several readings
         of each row (wrong hints), [B,K,P+T].
       segments: like tokens, 1 on real tokens, 0 on padding. Positions count real tokens, so padding moves nothing.
+      positions, place: of packed rows only, see `jopsd.packing`; None in others. Packed, tokens are [Q,C], or [Q,K,C],
+        with sequences numbered from 1 in `segments`; `positions`, like tokens, count from 0 in each. place: like
+        the student's tokens, where the token that the student predicts in a column is predicted in this view, as
+        row * C + column within a device and micro-batch; None in the student's.
     """
 
     tokens: jax.Array
     segments: jax.Array
+    positions: jax.Array | None = None
+    place: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -43,6 +49,9 @@ class TrainBatch:
       route: [B] int32, which of several external teachers reads the row.
       limit: [B] int32, the length at which completions are cut.
       steps: [B,T] int32, number of the reasoning step that each token belongs to, where a method asks for it.
+      source, inverse: of packed rows only. source: like the student's tokens [Q,C], which completion token a column
+        predicts, as row * T + column of `targets`; B*T where none. inverse: [B,T], its inverse; Q*C where none.
+      micro_batches: backward passes that packed rows were dealt to; static.
     """
 
     targets: jax.Array
@@ -56,14 +65,17 @@ class TrainBatch:
     route: jax.Array | None = None
     steps: jax.Array | None = None
     limit: jax.Array | None = None
+    source: jax.Array | None = None
+    inverse: jax.Array | None = None
+    micro_batches: int | None = field(default=None, metadata={"static": True})
 
 
-def pad_length(longest: int, step: int) -> int:
+def pad_length(longest: int, step: int, parts: int = 8) -> int:
     """The width for `longest` tokens: a multiple of `step`, coarser for long ones. Few widths, few compilations.
 
-    From 8 steps on the multiple doubles with each octave, so at most a quarter of the width is added.
+    From `parts` steps on the multiple doubles with each octave, so at most 2 / parts of the width is added.
     """
-    while longest > 8 * step:
+    while longest > parts * step:
         step *= 2
     return max(-(-longest // step), 1) * step
 

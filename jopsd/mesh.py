@@ -99,29 +99,13 @@ def token_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def local_rows(mesh: Mesh, rows: int) -> list[int]:
-    """Which of the `rows` of a global batch lie on this process's devices, in order.
-
-    Raises:
-      ValueError: rows that do not split over the mesh.
-    """
-    if rows % token_shards(mesh):
-        raise ValueError(f"{rows} rows do not split over {token_shards(mesh)} devices")
-    places = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map((rows,)).values()
-    return sorted({row for (span,) in places for row in range(*span.indices(rows))})
-
-
-def put_rows(tree, mesh: Mesh, rows: int | None = None):
-    """Host arrays as global arrays split over the batch axes of the mesh, each process giving its `local_rows`.
-
-    rows: of the global batch; None where this process has all of them, or an equal share.
-    """
+def put_rows(tree, mesh: Mesh):
+    """Host arrays [rows,...], whole in every process, as global arrays split over the batch axes of the mesh."""
     sharding = NamedSharding(mesh, P(BATCH))
 
     def put(x):
         x = np.asarray(x)
-        shape = None if rows is None else (rows, *x.shape[1:])
-        return jax.make_array_from_process_local_data(sharding, x, shape)
+        return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
 
     return jax.tree.map(put, tree)
 

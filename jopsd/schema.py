@@ -312,13 +312,24 @@ class Optimizer(Section):
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
 
 
+class Profile(Section):
+    """A trace of some steps by `jax.profiler`, in `output_dir/profile`. start: the first of them. steps: how many."""
+
+    start: PositiveInt = 3
+    steps: PositiveInt = 1
+
+
 class Train(Section):
     """steps: batches of rollouts to train on (150), or epochs: times through the data; steps win where both are given.
     batch_size: prompts per step. mini_batch_size: prompts per optimiser update; null is all, one on-policy update.
     passes: times that a step's rollouts are gone through. micro_batch_size: rollouts per backward pass; null is all.
-
-    token_chunk: tokens per pass of the vocabulary kernel. pad_to: widths are multiples of this.
+    packing: sequences share rows without padding between them; false gives each rollout a row. micro_batch_tokens
+    (packing): instead of micro_batch_size, the most columns that a device reads in one backward pass, student's or
+    teacher's; as many passes are made as that takes.
+    token_chunk: tokens per pass of the vocabulary kernel; null is 1,024, on a CPU as many as make 32 MB of logits.
+    pad_to: widths are multiples of this.
     on_nonfinite: a loss or gradient that is not finite stops the run, or skips that update and counts it.
+    profile: steps to trace; null is none.
     """
 
     steps: PositiveInt | None = None
@@ -327,15 +338,29 @@ class Train(Section):
     mini_batch_size: PositiveInt | None = None
     passes: PositiveInt = 1
     micro_batch_size: PositiveInt | None = None
-    token_chunk: PositiveInt = 1024
+    packing: bool = True
+    micro_batch_tokens: PositiveInt | None = None
+    token_chunk: PositiveInt | None = None
     pad_to: PositiveInt = 64
     on_nonfinite: Literal["error", "skip"] = "error"
+    profile: Profile | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _length(cls, given: Any) -> Any:
         lacks = isinstance(given, dict) and given.get("steps") is None and given.get("epochs") is None
         return {**given, "steps": 150} if lacks else given
+
+    @model_validator(mode="after")
+    def _one_kind_of_micro_batch(self):
+        if self.micro_batch_tokens is not None and self.micro_batch_size is not None:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} and micro_batch_tokens {self.micro_batch_tokens} are both "
+                "given; set one of them to null"
+            )
+        if self.micro_batch_tokens is not None and not self.packing:
+            raise ValueError("micro_batch_tokens is for packed rows; set packing: true, or use micro_batch_size")
+        return self
 
 
 class Evaluation(Reading, Drawing):

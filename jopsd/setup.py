@@ -1,5 +1,6 @@
 """Everything a run needs before its first step, in the order in which a mistake is cheapest to find."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,13 +14,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jopsd import checkpoint
+from jopsd.batch import longest
 from jopsd.config import Config, ConfigError
 from jopsd.data.chat import require_chat_template
 from jopsd.data.datasets import load_problems
 from jopsd.data.loader import Part
 from jopsd.data.problem import RowError
 from jopsd.mesh import make_mesh, token_shards
-from jopsd.models.attention import unavailable
+from jopsd.models.attention import choose, unavailable
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.families import FAMILIES
 from jopsd.models.hf import architecture, fetch_from_hub, load_pretrained, read_config
@@ -27,6 +29,8 @@ from jopsd.models.lora import Adapter, init_adapter
 from jopsd.models.peft import load_adapter
 from jopsd.models.sharding import tree_shardings
 from jopsd.models.tokenizer import eos_ids, load_tokenizer
+from jopsd.optimizer import make_optimizer
+from jopsd.packing import Packing
 from jopsd.prompts import Item, Tokenizers, make_items, required_fields, student_prompt, training_prompts, with_template
 from jopsd.rewards.grader import AUTO, gold_field
 from jopsd.row_checks import (
@@ -38,7 +42,7 @@ from jopsd.row_checks import (
     gradable,
 )
 from jopsd.schema import Model
-from jopsd.step import StepOptions, TrainState, init_state, make_optimizer
+from jopsd.step import StepOptions, TrainState, init_state
 from jopsd.teachers import Models, TeacherRule
 
 _DATA = Path(__file__).parent / "data"
@@ -166,10 +170,26 @@ def make_task(config: Config) -> Task:
         parts = of_parts(config.eval.data, "eval.data", required, prompts_of, True)
         held_out = [item for part, _ in parts for item in part]
     check_vocabulary(directory, vocab_size, tokenizer, stop_ids, train + held_out)
+    _check_micro_batch(config, train)
     if config.reward is not None and config.reward.name == AUTO and _names(train + held_out, "code"):
         check_sandbox(config)
     parts = tuple(Part(len(part), weight) for part, weight in made)
     return Task(tokenizers, stop_ids, train, held_out, skipped, parts)
+
+
+def _check_micro_batch(config: Config, train: list[Item]) -> None:
+    """Refuses `train.micro_batch_tokens` that a single rollout can exceed."""
+    budget, new = config.train.micro_batch_tokens, config.sampling.max_new_tokens
+    if budget is None:
+        return
+    prompt = max((longest([ids]) for item in train for ids in item.prompts.values() if ids), default=0)
+    if config.method.teacher_views and config.context.reads_attempts:  # made after sampling
+        prompt = max(prompt, config.teacher.max_prompt_tokens or config.data.max_prompt_tokens)
+    if prompt + new > budget:
+        raise ConfigError(
+            f"train.micro_batch_tokens {budget} holds no rollout of {prompt} prompt tokens and sampling.max_new_tokens "
+            f"{new}; set it to {prompt + new} or more"
+        )
 
 
 def _teacher_tokenizers(config: Config, student, vocab_size: int) -> dict[str, object]:
@@ -295,6 +315,20 @@ def step_options(config: Config) -> StepOptions:
         token_chunk=config.train.token_chunk,
         updates_per_step=config.updates_per_step,
         seed=config.seed,
+    )
+
+
+def packing_of(config: Config, cfg: ModelConfig, mesh: Mesh) -> Packing | None:
+    """How the sequences of an update share rows; None where each rollout has its own."""
+    if not config.train.packing:
+        return None
+    context, budget = mesh.shape.get("context", 1), config.train.micro_batch_tokens
+    return Packing(
+        shards=token_shards(mesh),
+        micro_batches=None if budget else config.rows_per_update // config.micro_rows,
+        tokens=budget and budget * context,
+        one_row=choose(cfg.attention, cfg.dtype, cfg.head_dim) == "blocks",
+        multiple=math.lcm(config.train.pad_to, context),
     )
 
 

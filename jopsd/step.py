@@ -16,14 +16,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jopsd.batch import TrainBatch
+from jopsd.layout import as_read, by_rollout, by_token, completion_hidden, join_rows, split_rows
 from jopsd.losses import entropy, fused_loss, fused_statistics, log_softmax, token_logprobs
 from jopsd.losses.compose import statistic
 from jopsd.methods import Method
 from jopsd.methods.method import REFERENCE
 from jopsd.models.decoder import Decoder
 from jopsd.models.lora import Adapter
-from jopsd.models.sharding import BATCH, constrain, tree_shardings
-from jopsd.sampling.sampler import Policy
+from jopsd.models.products import frozen_model
+from jopsd.models.sharding import BATCH, tree_shardings
+from jopsd.optimizer import apply_changes
 from jopsd.teachers import (
     Models,
     Reader,
@@ -66,26 +68,9 @@ class StepOptions:
     teacher: TeacherRule
     micro_batches: int
     sampling_temperature: float
-    token_chunk: int = 1024
+    token_chunk: int | None = None
     updates_per_step: int = 1
     seed: int = 0
-
-
-def make_optimizer(cfg, steps: int, updates_per_step: int = 1) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW with the schedule and clipping of `schema.Optimizer`. Returns (optimizer, learning rate by update)."""
-    peak, warmup = cfg.learning_rate, cfg.warmup_steps * updates_per_step
-    decay_steps = max(steps * updates_per_step - warmup, 1)
-    decay = {
-        "constant": optax.constant_schedule(peak),
-        "linear": optax.linear_schedule(peak, 0.0, decay_steps),
-        "cosine": optax.cosine_decay_schedule(peak, decay_steps),
-    }[cfg.schedule]
-    # The first of w warm-up steps is peak / w, not 0: a step of size 0 trains nothing.
-    ramp = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
-    schedule = optax.join_schedules([ramp, decay], [warmup]) if warmup else decay
-    adamw = optax.adamw(schedule, b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, weight_decay=cfg.weight_decay)
-    clip = optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
-    return optax.chain(clip, adamw), schedule
 
 
 def init_state(
@@ -116,15 +101,16 @@ def make_update(
     return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings, replicated))
 
 
-def make_old_logprobs(options: StepOptions, mesh: Mesh, parts: int) -> Callable[..., jax.Array]:
+def make_old_logprobs(options: StepOptions, mesh: Mesh) -> Callable[..., jax.Array]:
     """The jitted `(trainable, models, batch) -> [B,T]`: the policy's log-probabilities before its first update.
 
-    batch: rollouts of a training step, read in `parts` micro-batches; rows stay on the devices that hold them.
+    batch: rollouts of one update, read in its micro-batches; rows stay on the devices that hold them.
     """
 
     def old(trainable, models: Models, batch: TrainBatch):
-        score = partial(_student_score, options, mesh, trainable, models)
-        return _join_rows(jax.lax.map(score, _split_rows(batch, parts)))
+        rows, parts = as_read(batch), batch.micro_batches or options.micro_batches
+        score = partial(_student_score, options, mesh, trainable, _frozen(models, mesh))
+        return by_rollout(join_rows(jax.lax.map(score, split_rows(rows, parts))), batch)
 
     return jax.jit(old, out_shardings=NamedSharding(mesh, P(BATCH)))
 
@@ -134,10 +120,12 @@ def loss_and_gradient(options: StepOptions, mesh: Mesh, trainable, teacher, mode
 
     teacher: `TrainState.teacher`. step: completed training steps, for methods that follow a schedule.
     """
-    micro = _split_rows(batch, options.micro_batches)
+    rows, parts, models = as_read(batch), batch.micro_batches or options.micro_batches, _frozen(models, mesh)
+    micro = split_rows(rows, parts)
     constants = jax.lax.stop_gradient(_weigh(options, mesh, trainable, teacher, models, batch, micro, step))
+    constants = by_token(constants, batch)
     if options.teacher.labels:
-        constants["route"] = jnp.broadcast_to(batch.route[:, None], batch.mask.shape)
+        constants["route"] = jnp.broadcast_to(rows.route, rows.mask.shape)
 
     def accumulate(carry, rows):
         loss, gradient = carry
@@ -151,10 +139,15 @@ def loss_and_gradient(options: StepOptions, mesh: Mesh, trainable, teacher, mode
         # The accumulator lives where the parameters live, so each micro-batch's gradient is reduce-scattered into it.
         zero = jax.lax.with_sharding_constraint(zero, tree_shardings(zero, mesh))
     start = (jnp.zeros((), jax.tree.leaves(zero)[0].dtype), zero)
-    (loss, gradient), statistics = jax.lax.scan(
-        accumulate, start, (micro, _split_rows(constants, options.micro_batches))
-    )
-    return loss, gradient, _join_rows(statistics)
+    (loss, gradient), statistics = jax.lax.scan(accumulate, start, (micro, split_rows(constants, parts)))
+    return loss, gradient, by_rollout(join_rows(statistics), batch)
+
+
+def _frozen(models: Models, mesh: Mesh) -> Models:
+    """The models in the form in which a CPU reads them best."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return models
+    return jax.tree.map(frozen_model, models, is_leaf=lambda x: isinstance(x, Decoder))
 
 
 def _update(options, optimizer, mesh, state: TrainState, models: Models, batch: TrainBatch):
@@ -162,8 +155,10 @@ def _update(options, optimizer, mesh, state: TrainState, models: Models, batch: 
     loss, gradient, statistics = loss_and_gradient(options, mesh, state.trainable, state.teacher, models, batch, step)
     norm = optax.global_norm(gradient)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
-    trainable = _apply(state.trainable, changes, jax.random.fold_in(jax.random.key(options.seed), state.updates))
+    key = jax.random.fold_in(jax.random.key(options.seed), state.updates)
+    with jax.named_scope("optimizer"):
+        changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
+        trainable = apply_changes(state.trainable, changes, key)
     # Without a token to learn from, momentum and weight decay alone would still move the weights.
     moves = finite & (batch.mask != 0).any()
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(moves, n, o), new, old)  # noqa: E731
@@ -173,36 +168,6 @@ def _update(options, optimizer, mesh, state: TrainState, models: Models, batch: 
     metrics = {"loss": loss, "grad_norm": norm, "nonfinite": ~finite}
     metrics |= _summarise(statistics, batch)
     return new, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
-
-
-def _apply(trainable, changes, key: jax.Array):
-    """trainable + changes; bfloat16 parameters are rounded up or down at random, in proportion.
-
-    Rounded to the nearest, a change below 1/256 of a parameter would be lost every time.
-    """
-    leaves, tree = jax.tree.flatten(trainable)
-
-    def add(leaf, change, key):
-        total = leaf + change
-        return stochastic_bfloat16(total, key) if leaf.dtype == jnp.bfloat16 else total.astype(leaf.dtype)
-
-    keys = jax.random.split(key, len(leaves))
-    return tree.unflatten(map(add, leaves, jax.tree.leaves(changes), keys))
-
-
-def stochastic_bfloat16(x: jax.Array, key: jax.Array) -> jax.Array:
-    """float32 -> bfloat16, to one of the two neighbours, so that the expectation is x. NaN and infinity stay."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
-    rounded = jax.lax.bitcast_convert_type((bits + noise) & jnp.uint32(0xFFFF0000), jnp.float32)
-    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
-
-
-def completion_hidden(policy: Policy, view, length: int) -> jax.Array:
-    """Hidden states [B,T,D] that predict the completion: the column before it, up to its last but one."""
-    h = policy.model.hidden(view.tokens, segments=view.segments, adapter=policy.adapter)
-    start = view.tokens.shape[1] - length - 1
-    return constrain(jax.lax.slice_in_dim(h, start, start + length, axis=1), "activation")
 
 
 def _read(readers: dict[str, Reader], name: str, view, length: int) -> tuple[dict, dict]:
@@ -229,6 +194,7 @@ def _readers(options: StepOptions, view: str, trainable, teacher, models: Models
     return teacher_readers(options.teacher, trainable, teacher, models)
 
 
+@jax.named_scope("value")
 def _value(options: StepOptions, mesh, trainable, *, teacher, models: Models, batch: TrainBatch, constants):
     policy, length = student_policy(trainable, models.base), batch.targets.shape[1]
     teacher_hidden, heads = {}, {}
@@ -256,17 +222,19 @@ def _value(options: StepOptions, mesh, trainable, *, teacher, models: Models, ba
     )
 
 
+@jax.named_scope("weigh")
 def _weigh(options: StepOptions, mesh, trainable, teacher, models: Models, batch, micro, step):
     """Phases one and two: the statistics the method asked for, view by view, then its constants [B,T]."""
     method, scores = options.method, {}
+    joined = lambda x: by_rollout(join_rows(x), batch)  # noqa: E731
     for view in method.score_views:
         readers = _readers(options, view, trainable, teacher, models)
         score = partial(_teacher_score, options, mesh, view, readers)
-        scores |= _join_rows(jax.lax.map(score, micro))
+        scores |= joined(jax.lax.map(score, micro))
     kinds = [name.rsplit(".", 1)[1] for name in method.all_scores if name.startswith("student.")]
     if kinds:
         score = partial(_student_score, options, mesh, trainable, models, kinds=tuple(kinds))
-        scores |= _join_rows(jax.lax.map(score, micro))
+        scores |= joined(jax.lax.map(score, micro))
     return method.weigh(scores, batch, step)
 
 
@@ -290,7 +258,7 @@ def _teacher_score(options: StepOptions, mesh, view: str, readers: dict[str, Rea
         scores = _statistics(options, mesh, names, hidden, heads, rows)
         if set(readers) == {""}:
             return scores
-        route = rows.route[:, None]
+        route = rows.route
         return {f"{view}.{kind}": _routed([scores[f"{key}.{kind}"] for key in hidden], route) for kind in kinds}
 
     if prompt.tokens.ndim == 2:
@@ -378,12 +346,3 @@ def _summarise(statistics: dict[str, jax.Array], batch: TrainBatch) -> dict[str,
         gap = jnp.where(valid, jnp.abs(statistics["logprob"] - batch.sampler_logprobs), 0)
         metrics |= {"sampler_gap": gap.sum() / count, "sampler_gap_max": gap.max()}
     return metrics
-
-
-def _split_rows(tree, parts: int):
-    """[B,...] -> [parts,B/parts,...], taking every parts-th row so that rows stay on the device that holds them."""
-    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree)
-
-
-def _join_rows(tree):
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)

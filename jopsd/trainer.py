@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from jopsd import checkpoint
 from jopsd.batch import TrainBatch
@@ -20,7 +21,8 @@ from jopsd.distributed import exchange, is_first, require_agreement, require_sha
 from jopsd.drawing import Drawing, open_drawing
 from jopsd.evaluate import evaluate
 from jopsd.lengths import Lengths
-from jopsd.mesh import local_rows, put_rows
+from jopsd.mesh import put_rows
+from jopsd.packing import pack
 from jopsd.preemption import Notice, Preempted, listening
 from jopsd.prompts import Item
 from jopsd.report import changes, eval_metrics, header, resuming, show, summarise
@@ -36,7 +38,7 @@ from jopsd.rollouts import (
     with_teachers,
 )
 from jopsd.sampling import SamplingParams
-from jopsd.setup import Task, Weights, load_weights, make_run_mesh, make_task, step_options
+from jopsd.setup import Task, Weights, load_weights, make_run_mesh, make_task, packing_of, step_options
 from jopsd.step import TrainState, make_old_logprobs, make_update
 from jopsd.teachers import student_policy
 from jopsd.tracking import Progress, Tracker, open_tracker, read_metrics, replace_text
@@ -133,11 +135,11 @@ class _Loop:
         self.manager, self.tracker, self.grader = manager, tracker, grader
         self.drawing, self.progress, self.notice = drawing, progress, notice
         self.lengths, self.held_out_lengths = Lengths(), Lengths()
-        options = step_options(config)
+        options, self.packing = step_options(config), packing_of(config, weights.model_config, mesh)
         self.update = make_update(options, weights.optimizer, mesh, weights.state)
         self.old_logprobs = None
         if config.updates_per_step > 1:
-            self.old_logprobs = make_old_logprobs(options, mesh, options.micro_batches)
+            self.old_logprobs = make_old_logprobs(options, mesh)
 
     def run(self, state: TrainState, data_state: dict | None, earlier: Counter) -> bool:
         """Steps up to the last one; False if it was told to end before. earlier: counts of the processes before it."""
@@ -150,23 +152,25 @@ class _Loop:
         try:
             if self.evaluates(done) and not self.evaluated(done):
                 self.evaluate(done, state)
-            for step in range(done + 1, config.train.steps + 1):
+            for step in profiled(range(done + 1, config.train.steps + 1), config):
                 begin = time.monotonic()
                 draw = draw or self.start(step, batches, state)
                 position = draw.position
                 rollouts = self.finish(step, draw)
                 sampled = time.monotonic()
                 draw = self.start(step + 1, batches, state, ahead=True) if self.draws_ahead(step) else None
-                state, metrics = self.updates(rollouts, state)
+                state, measured = self.updates(rollouts, state)
+                more = rollout_metrics(rollouts) | self.rate(step)  # while the devices are at work
+                self.dump(step, rollouts)
+                metrics = _over_updates(jax.device_get(measured)) | more
                 done, position = step, batches.get_state() if draw is None else draw.position
-                metrics |= rollout_metrics(rollouts) | self.rate(step)
                 metrics |= _timing(begin, sampled, time.monotonic(), metrics["tokens"])
                 nonfinite = int(metrics.pop("nonfinite"))
                 counts = self.counts(earlier, counts, nonfinite)
                 metrics |= counts | {f"skipped_rows/{reason}": count for reason, count in self.task.skipped.items()}
                 if nonfinite and config.train.on_nonfinite == "error":
                     self.stop_on_nonfinite(step, state, metrics, position, counts)
-                self.log(step, metrics, rollouts)
+                self.log(step, metrics)
                 if self.evaluates(step):
                     self.evaluate(step, state)
                 if step == config.train.steps or step % config.checkpoint.every == 0:
@@ -187,33 +191,35 @@ class _Loop:
     def rate(self, step: int) -> dict[str, float]:
         return {"learning_rate": float(self.weights.schedule(step * self.config.updates_per_step - 1))}
 
-    def log(self, step: int, metrics: dict, rollouts: list[Rollout]) -> None:
-        log = self.config.log
-        if step % log.every == 0 or step == self.config.train.steps:
+    def log(self, step: int, metrics: dict) -> None:
+        if step % self.config.log.every == 0 or step == self.config.train.steps:
             self.tracker.write(step, metrics)
             self.progress.show(step, metrics)
+
+    def dump(self, step: int, rollouts: list[Rollout]) -> None:
+        log = self.config.log
         if step % log.samples_every == 0 or step == 1:
             self.tracker.dump_samples(step, [dump(r, self.task.tokenizer) for r in rollouts[: log.samples]])
 
-    def updates(self, rollouts: Sequence[Rollout], state: TrainState):
-        """All optimiser updates on the rollouts of a step: (state, metrics)."""
+    def updates(self, rollouts: Sequence[Rollout], state: TrainState) -> tuple[TrainState, list[dict[str, jax.Array]]]:
+        """Starts all optimiser updates on the rollouts of a step: (state, metrics of each), none of it awaited."""
         config, models = self.config, self.weights.models
-        parts = range(0, config.rows_per_step, config.rows_per_update)
-        batches = [self.batch(rollouts, first) for first in parts]
+        batches = self.batches(rollouts)
         if self.old_logprobs is not None:
             old = [self.old_logprobs(state.trainable, models, batch) for batch in batches]
             batches = [replace(batch, old_logprobs=x) for batch, x in zip(batches, old, strict=True)]
-        metrics = []
+        measured = []
         for batch in batches * config.train.passes:
-            state, measured = self.update(state, models, batch)
-            metrics.append({name: float(value) for name, value in jax.device_get(measured).items()})
-        return state, _over_updates(metrics)
+            state, metrics = self.update(state, models, batch)
+            measured.append(metrics)
+        return state, measured
 
-    def batch(self, rollouts: Sequence[Rollout], first: int) -> TrainBatch:
-        """One update's rollouts from the `first` on, each process putting its rows onto its devices."""
-        rows = self.config.rows_per_update
-        mine = [rollouts[first + row] for row in local_rows(self.mesh, rows)]
-        return put_rows(batch_of(mine, self.config, self.task.tokenizer, like=rollouts), self.mesh, rows)
+    def batches(self, rollouts: Sequence[Rollout]) -> list[TrainBatch]:
+        """The batch of each update of a step, each process putting its rows onto its devices."""
+        rows, tokenizer = self.config.rows_per_update, self.task.tokenizer
+        parts = [rollouts[first : first + rows] for first in range(0, len(rollouts), rows)]
+        batches = [batch_of(part, self.config, tokenizer, like=rollouts) for part in parts]
+        return put_rows(batches if self.packing is None else pack(batches, self.packing), self.mesh)
 
     def start(self, step: int, batches, state: TrainState, ahead: bool = False) -> _Draw:
         """Draws the rollouts of a step; ahead: in a thread of its own, from the weights before this step's update."""
@@ -321,15 +327,28 @@ class _Loop:
         )
 
 
+def profiled(steps: Iterable[int], config: Config) -> Iterator[int]:
+    """The steps, those of `train.profile` traced, also where the loop ends before the last of them."""
+    profile, folder = config.train.profile, Path(config.output_dir) / "profile"
+    with ExitStack() as trace:
+        for step in steps:
+            if profile is not None and step == profile.start:
+                trace.enter_context(jax.profiler.trace(folder))
+            yield step
+            if profile is not None and step == profile.start + profile.steps - 1:
+                trace.close()
+
+
 def _params(section, task: Task) -> SamplingParams:
     return SamplingParams(section.max_new_tokens, section.temperature, section.top_p, section.top_k, task.stop_ids)
 
 
-def _over_updates(metrics: list[dict[str, float]]) -> dict[str, float]:
+def _over_updates(measured: list[dict[str, np.ndarray]]) -> dict[str, float]:
     """One step's metrics from its updates': counts are summed, the rest averaged.
 
     The gap to the sampler is the first update's, where the policy is still the one that sampled.
     """
+    metrics = [{name: float(value) for name, value in one.items()} for one in measured]
     if len(metrics) == 1:
         return metrics[0]
     summed = {name: sum(m[name] for m in metrics) for name in metrics[0]}

@@ -12,6 +12,7 @@ import pytest
 from jopsd.mesh import make_mesh
 from jopsd.models import attention
 from jopsd.models.attention import Sight, choose, cudnn_attention, flash_attention, splash_attention, xla_attention
+from jopsd.models.blocks import block_attention
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.rope import Yarn
 
@@ -22,6 +23,7 @@ KERNELS = {
     "splash": partial(splash_attention, interpret=True),
     # The call is the same on a GPU but for the name of the implementation.
     "cudnn": partial(cudnn_attention, implementation="xla"),
+    "blocks": block_attention,
 }
 
 
@@ -161,7 +163,7 @@ def test_a_decoder_has_the_same_states_and_gradients_with_every_backend(name, mo
 @pytest.mark.parametrize(
     ("platform", "capability", "dtype", "head_dim", "expected"),
     [
-        ("cpu", None, "bfloat16", 128, "xla"),
+        ("cpu", None, "bfloat16", 128, "blocks"),
         ("tpu", None, "bfloat16", 128, "splash"),
         ("tpu", None, "float32", 128, "splash"),
         ("tpu", None, "bfloat16", 64, "xla"),

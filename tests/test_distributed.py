@@ -134,14 +134,14 @@ def test_rows_and_weights_find_their_places_where_devices_are_not_in_order_of_pr
         """
         import jax.numpy as jnp
         from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-        from jopsd.mesh import local_rows, put_rows, relaid, sampling_mesh
+        from jopsd.mesh import put_rows, relaid, sampling_mesh
 
         order = np.array(jax.devices())[[0, 4, 1, 5, 2, 6, 3, 7]]
         mesh = jax.sharding.Mesh(order.reshape(2, 4, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
         whole = np.arange(16 * 3).reshape(16, 3)
-        mine = local_rows(mesh, 16)
+        rows = put_rows(whole, mesh)
+        mine = sorted({row for shard in rows.addressable_shards for row in range(*shard.index[0].indices(16))})
         assert mine == [row for row in range(16) if row // 2 % 2 == jax.process_index()], mine
-        rows = put_rows(whole[mine], mesh, 16)
         with jax.set_mesh(mesh):
             weighed = jax.jit(lambda x: (x * jnp.arange(16)[:, None]).sum())(rows)
         assert int(weighed) == (whole * np.arange(16)[:, None]).sum()

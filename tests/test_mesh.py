@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jopsd.mesh import local_rows, make_mesh, put_rows, relaid, sampling_mesh, token_shards
+from jopsd.mesh import make_mesh, put_rows, relaid, sampling_mesh, token_shards
 from jopsd.models.hf import load_pretrained, read_config
 from jopsd.models.lora import init_adapter
 from jopsd.models.sharding import tree_shardings
@@ -79,12 +79,6 @@ def test_devices_that_name_their_slice_are_kept_together_whatever_their_order():
 def test_slices_that_do_not_divide_data_are_refused():
     with pytest.raises(ValueError, match="mesh.data 1 is not a multiple of mesh.slices 2"):
         make_mesh(data=1, slices=2)
-
-
-def test_rows_of_a_batch_that_lie_here_are_all_of_them_in_one_process():
-    assert local_rows(make_mesh(2, 2, 2), 8) == list(range(8))
-    with pytest.raises(ValueError, match="6 rows do not split over 4 devices"):
-        local_rows(make_mesh(2, 2, 2), 6)
 
 
 def test_rows_are_split_over_data_and_fsdp_and_whole_over_tensor():

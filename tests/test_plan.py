@@ -125,7 +125,7 @@ def test_every_recipe_names_a_model_that_can_be_planned_for():
 def test_attention_is_chosen_for_the_chip_planned_for():
     wide = ModelConfig(8, 256, 1, 2, 2, 128, 8, dtype="bfloat16")
     narrow = ModelConfig(8, 128, 1, 2, 2, 64, 8, dtype="bfloat16")
-    assert [attention_on(kind, wide) for kind in ("tpu", "gpu", "cpu")] == ["splash", "cudnn", "xla"]
+    assert [attention_on(kind, wide) for kind in ("tpu", "gpu", "cpu")] == ["splash", "cudnn", "blocks"]
     assert attention_on("tpu", narrow) == "xla"
     with pytest.raises(ConfigError, match="cudnn runs on a GPU"):
         attention_on("tpu", ModelConfig(8, 256, 1, 2, 2, 128, 8, dtype="bfloat16", attention="cudnn"))

@@ -14,9 +14,10 @@ from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.products import kernel_product
 from jopsd.models.quantize import Int8, int8_projections, quantize
 from jopsd.models.sharding import tree_shardings
+from jopsd.optimizer import make_optimizer, stochastic_bfloat16
 from jopsd.sampling import Policy, Request, SamplingParams, make_sampler
 from jopsd.schema import Optimizer
-from jopsd.step import StepOptions, init_state, make_optimizer, make_update, stochastic_bfloat16
+from jopsd.step import StepOptions, init_state, make_update
 from jopsd.teachers import Models, TeacherRule
 from tests.runs import write_config
 from tests.test_step import random_batch, single_device_mesh

@@ -31,9 +31,11 @@ from jopsd.methods import (
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.lora import init_adapter
 from jopsd.models.sharding import tree_shardings
+from jopsd.optimizer import make_optimizer
+from jopsd.packing import Packing, pack
 from jopsd.sampling.sampler import Policy
 from jopsd.schema import Optimizer
-from jopsd.step import StepOptions, init_state, loss_and_gradient, make_optimizer, make_update
+from jopsd.step import StepOptions, init_state, loss_and_gradient, make_update
 from jopsd.teachers import Models, TeacherRule, student_policy
 
 CFG = ModelConfig(64, 32, 2, 4, 2, 8, 64, tie_embeddings=True)
@@ -200,6 +202,25 @@ def test_loss_and_gradient_do_not_depend_on_micro_batch_padding_order_or_mesh(me
     with jax.set_mesh(mesh):
         rows = put_rows(batch_for(method), mesh)
         sharded = fused(method, mesh, place(adapter, mesh), place(model, mesh), rows, micro_batches=2)
+    assert_close(jax.device_get(sharded), reference)
+
+
+def packed(batch, shards=1, micro_batches=2, tokens=None, one_row=True):
+    return pack([batch], Packing(shards, None if tokens else micro_batches, tokens, one_row, multiple=8))[0]
+
+
+@pytest.mark.parametrize("method", BY_COST, ids=repr)
+def test_packed_rows_give_the_same_loss_and_gradient(method):
+    model, adapter = model_and_adapter()
+    one, mesh, batch = single_device_mesh(), make_mesh(1, 2, 2, 2), batch_for(method)
+    reference = fused(method, one, adapter, model, batch)
+    assert_close(fused(method, one, adapter, model, packed(batch)), reference)
+    by_budget = packed(batch, tokens=48, one_row=False)
+    assert by_budget.micro_batches > 1 and by_budget.source.size > by_budget.source.shape[1] * by_budget.micro_batches
+    assert_close(fused(method, one, adapter, model, by_budget), reference)
+    with jax.set_mesh(mesh):
+        rows = put_rows(packed(batch, shards=2), mesh)
+        sharded = fused(method, mesh, place(adapter, mesh), place(model, mesh), rows)
     assert_close(jax.device_get(sharded), reference)
 
 

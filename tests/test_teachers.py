@@ -16,17 +16,11 @@ from jopsd.mesh import make_mesh, put_rows
 from jopsd.methods import Grpo, Opd, Opsd, Rlsd, Sdpo
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.sharding import tree_shardings
+from jopsd.optimizer import make_optimizer
 from jopsd.sampling.sampler import Policy
 from jopsd.schema import Optimizer
 from jopsd.setup import BUILTIN, load_weights, make_task
-from jopsd.step import (
-    StepOptions,
-    init_state,
-    loss_and_gradient,
-    make_old_logprobs,
-    make_optimizer,
-    make_update,
-)
+from jopsd.step import StepOptions, init_state, loss_and_gradient, make_old_logprobs, make_update
 from jopsd.teachers import Models, TeacherRule, follow, initial_shadow, student_policy
 from tests.golden.teachers import trajectory
 from tests.runs import TINY
@@ -198,7 +192,7 @@ def test_old_logprobs_are_those_of_the_policy_before_the_first_update():
     base, adapter = model_and_adapter()
     method, batch = Rlsd(temperature=0.9), random_batch()
     options = StepOptions(method, TeacherRule(), 2, sampling_temperature=0.9, token_chunk=16, updates_per_step=2)
-    old = make_old_logprobs(options, single_device_mesh(), 4)(adapter, Models(base), batch)
+    old = make_old_logprobs(replace(options, micro_batches=4), single_device_mesh())(adapter, Models(base), batch)
     student = logits(Policy(base, adapter), batch.views["student"], batch.targets.shape[1])
     expected = jnp.take_along_axis(jax.nn.log_softmax(student / 0.9), batch.targets[..., None], -1)[..., 0]
     np.testing.assert_allclose(old, np.where(batch.mask != 0, expected, 0), atol=2e-5)
@@ -211,7 +205,7 @@ def test_a_second_update_on_the_same_rollouts_weighs_by_the_ratio_to_the_first_p
     later = jax.tree.map(lambda x: x * 1.3, adapter)
     batch, length = random_batch(), random_batch().targets.shape[1]
     options = StepOptions(method, TeacherRule(), 1, sampling_temperature=1.0, token_chunk=16)
-    old = make_old_logprobs(options, single_device_mesh(), 4)(adapter, Models(base), batch)
+    old = make_old_logprobs(replace(options, micro_batches=4), single_device_mesh())(adapter, Models(base), batch)
     batch = replace(batch, old_logprobs=old)
     read = lambda _, view: logits(Policy(base, None), view, length)  # noqa: E731
     result = ours(method, TeacherRule(), later, None, Models(base), batch)

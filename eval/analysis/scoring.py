@@ -14,12 +14,12 @@ from eval.analysis.rollouts import Saved
 from eval.options import Options
 from eval.subject import find_subjects
 from jopsd.batch import View
+from jopsd.layout import completion_hidden
 from jopsd.losses import divergence, entropy, fused_statistics, token_logprobs
 from jopsd.mesh import make_mesh, token_shards
 from jopsd.models.tokenizer import eos_ids, load_tokenizer
 from jopsd.policies import load_policy
 from jopsd.sampling import Policy
-from jopsd.step import completion_hidden
 
 CHUNK = 1024  # tokens per pass of the vocabulary kernel
 NARROWEST = 32

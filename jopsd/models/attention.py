@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from jopsd.models.blocks import block_attention
 from jopsd.models.sharding import BATCH
 
 
@@ -138,8 +139,8 @@ def _lengthen(multiple: int, q, k, v, segments) -> list[jax.Array]:
     return [pad(x, axis) for x, axis in ((q, 1), (k, 2), (v, 2), (segments, 1))]
 
 
-# Kernels for whole sequences; "xla" serves everything else, above all the cache.
-FLASH: dict[str, Callable] = {"cudnn": cudnn_attention, "splash": splash_attention}
+# Kernels for whole sequences, which do not form [T,S]; "xla" takes any mask.
+FLASH: dict[str, Callable] = {"cudnn": cudnn_attention, "splash": splash_attention, "blocks": block_attention}
 ATTENTION = ("auto", "xla", *FLASH)
 
 
@@ -151,6 +152,8 @@ def suited(platform: str, dtype: str, head_dim: int) -> str:
 
     cuDNN wants 16-bit numbers, splash a head size that fills the lanes of a TPU.
     """
+    if platform == "cpu":
+        return "blocks"
     if platform == "tpu" and head_dim % 128 == 0:
         return "splash"
     fits = dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128

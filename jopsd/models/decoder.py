@@ -18,8 +18,10 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from jopsd.models.attention import ATTENTION, FLASH, Sight, choose, flash_attention, xla_attention
+from jopsd.models import blocks
+from jopsd.models.attention import ATTENTION, FLASH, NEEDS, Sight, choose, flash_attention, xla_attention
 from jopsd.models.lora import Adapter
 from jopsd.models.pages import Pages, Span, write
 from jopsd.models.pages import attend as read_pages
@@ -29,7 +31,7 @@ from jopsd.models.sharding import constrain
 
 REMAT = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names("projection", blocks.KEPT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -143,16 +145,19 @@ class Block(nnx.Module):
     def __call__(self, cfg: ModelConfig, x, pages, layer, adapter, ctx: _Context):
         """x, [B,T,D] or [D,R,T], and the pages of this kind of layer -> the same, one layer further."""
         own = self, adapter
-        q, k, v = by_layer(lambda own, x: own[0]._queries(cfg, x, own[1], ctx), own, x)
-        attended, pages = ctx.attend(q, k, v, layer, pages)
-        x = by_layer(lambda own, x, read: own[0]._close(cfg, x, read, own[1], ctx), own, x, attended)
+        with jax.named_scope("queries"):
+            q, k, v = by_layer(lambda own, x: own[0]._queries(cfg, x, own[1], ctx), own, x)
+        with jax.named_scope("attention"):
+            attended, pages = ctx.attend(q, k, v, layer, pages)
+        with jax.named_scope("feed_forward"):
+            x = by_layer(lambda own, x, read: own[0]._close(cfg, x, read, own[1], ctx), own, x, attended)
         return x, pages
 
     def _project(self, cfg: ModelConfig, h, name: str, adapter, axis: int):
         y = kernel_product(h, getattr(self, name), axis)
         if name in cfg.biases:
             y = y + along(getattr(self, f"{name}_bias")[...], axis, y.ndim).astype(h.dtype)
-        return y if adapter is None else y + adapter.delta(h, name, axis)
+        return checkpoint_name(y if adapter is None else y + adapter.delta(h, name, axis), "projection")
 
     def _queries(self, cfg: ModelConfig, x, adapter, ctx: _Context):
         """Queries, keys and values: [B,T,heads,H] or [heads,H,R,T]."""
@@ -325,7 +330,7 @@ def _paged(cfg: ModelConfig, kind: str, positions: jax.Array, span: Span) -> _Co
     backend = choose(cfg.attention, cfg.dtype, cfg.head_dim)
 
     mesh = jax.sharding.get_abstract_mesh()
-    flash = backend in FLASH and positions.shape[1] > 1 and mesh.shape.get("context", 1) == 1
+    flash = backend in NEEDS and positions.shape[1] > 1 and mesh.shape.get("context", 1) == 1
 
     def attend(q, k, v, layer, pages):
         pages = write(pages, layer, k, v, span)

@@ -30,6 +30,18 @@ class Turned:
     layer: jax.Array | None = None
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Bits:
+    """Stacked bfloat16 kernels that are not trained, as bits: XLA's CPU compiler would widen the stack for a slice.
+
+    Attributes:
+      value: uint16, in the shape of the kernels.
+    """
+
+    value: jax.Array
+
+
 def along(vector: jax.Array, axis: int, ndim: int) -> jax.Array:
     """vector [D] shaped so that it broadcasts along one axis of an array of `ndim` axes."""
     shape = [1] * ndim
@@ -55,7 +67,49 @@ def kernel_product(h: jax.Array, kernel, features: int = -1) -> jax.Array:
         (kernel,) = kernel.values
         product = _product(h.reshape(h.shape[0], -1), kernel, features, 1, jnp.float32)
         return product.astype(h.dtype).reshape(-1, *h.shape[1:])
-    return _product(h, kernel[...].astype(h.dtype), features, 0, None)
+    bits = isinstance(kernel, Bits)
+    kernel = (jax.lax.bitcast_convert_type(kernel.value, jnp.bfloat16) if bits else kernel[...]).astype(h.dtype)
+    return _trained_product(h, kernel) if features == -1 else _product(h, kernel, features, 0, None)
+
+
+@jax.custom_vjp
+def _trained_product(h: jax.Array, kernel: jax.Array) -> jax.Array:
+    """h [...,in] times kernel [in,out], in h's dtype."""
+    return _rounded(h, kernel, ((h.ndim - 1,), (0,)))
+
+
+def _product_forward(h, kernel):
+    return _trained_product(h, kernel), (h, kernel)
+
+
+def _product_backward(saved, g):
+    h, kernel = saved
+    rows = tuple(range(h.ndim - 1))
+    if h.shape[-1] <= g.shape[-1]:
+        dk = _rounded(_settled(h), g, (rows, rows))
+    else:
+        dk = _rounded(_settled(g), h, (rows, rows)).T
+    return _rounded(g, kernel, ((g.ndim - 1,), (1,))), dk
+
+
+_trained_product.defvjp(_product_forward, _product_backward)
+
+
+def _settled(x):
+    return jax.lax.optimization_barrier(x)
+
+
+def _rounded(a: jax.Array, b: jax.Array, contract) -> jax.Array:
+    """A product over the axes `contract` of each operand, in a's dtype.
+
+    Asked for float32, the CPU multiplies with its bfloat16 units; asked for bfloat16, XLA widens the operands there.
+    Elsewhere the sums that cross devices stay in 16 bits.
+    """
+    plain = lambda a, b: jax.lax.dot_general(a, b, (contract, ((), ())))  # noqa: E731
+    if a.dtype != jnp.bfloat16:
+        return plain(a, b)
+    wide = lambda a, b: jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)  # noqa: E731
+    return jax.lax.platform_dependent(a, b, cpu=lambda a, b: wide(a, b).astype(a.dtype), default=plain)
 
 
 def _product(h: jax.Array, kernel: jax.Array, features: int, into: int, dtype) -> jax.Array:
@@ -128,6 +182,16 @@ def turned_model(model, dtype: str):
     model.embed = nnx.Param(jax.lax.bitcast_convert_type(embed, jnp.uint16) if bits else embed)
     if bits or model.lm_head is not None:
         model.lm_head = nnx.data(nnx.Param(head))
+    return model
+
+
+def frozen_model(model):
+    """A decoder with its bfloat16 kernels as `Bits`: for a model that is not trained, inside a program for a CPU."""
+    model = jax.tree.map(lambda leaf: leaf, model)
+    for name in model.cfg.projections:
+        kernel = getattr(model.layers, name)
+        if not isinstance(kernel, Int8) and kernel[...].dtype == jnp.bfloat16:
+            setattr(model.layers, name, nnx.data(Bits(jax.lax.bitcast_convert_type(kernel[...], jnp.uint16))))
     return model
 
 

@@ -1,5 +1,6 @@
 """What to change: keys and values for a plan that does not fit, or that waits for what it need not."""
 
+from jopsd.losses.fused import default_chunk
 from jopsd.plan.memory import Memory
 from jopsd.plan.roofline import Seconds
 from jopsd.plan.shapes import Shapes
@@ -76,12 +77,10 @@ def _smaller_pieces(config, shapes: Shapes, mesh: dict) -> list[str]:
             f"mesh.fsdp={mesh['fsdp'] // 2} mesh.context={mesh.get('context', 1) * 2} train.micro_batch_size={micro}: "
             "a device has a row to itself already, and context splits its columns"
         )
-    logits = config.train.token_chunk * cfg.vocab_size * 4 // mesh["tensor"]
+    chunk = config.train.token_chunk or default_chunk(cfg.vocab_size, shapes.mesh)
+    logits = chunk * cfg.vocab_size * 4 // mesh["tensor"]
     if logits > GIB // 2:
-        found.append(
-            f"train.token_chunk={max(config.train.token_chunk // 4, 128)}: each of several chunks of logits is "
-            f"{_gib(logits)}"
-        )
+        found.append(f"train.token_chunk={max(chunk // 4, 128)}: each of several chunks of logits is {_gib(logits)}")
     found.append(f"{_tensor(shapes.mesh)}: heads, feed-forward and vocabulary divide by tensor")
     return found
 

@@ -53,7 +53,7 @@ def _update(config: Config, shapes: Shapes):
 
 
 def _score(config: Config, shapes: Shapes):
-    score = make_old_logprobs(step_options(config), shapes.mesh, config.rows_per_update // config.micro_rows)
+    score = make_old_logprobs(step_options(config), shapes.mesh)
     return score.lower(shapes.weights.state.trainable, shapes.weights.models, shapes.step_batch)
 
 

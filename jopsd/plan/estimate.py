@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jopsd.losses.fused import default_chunk
 from jopsd.mesh import gathering_axes
 from jopsd.models.pages import GROUP, PAGE
 from jopsd.plan.compile import Program
@@ -80,7 +81,7 @@ def _vocabulary(config, shapes: Shapes) -> float:
     cfg, width, tensor = shapes.weights.model_config, _width(shapes), shapes.mesh.shape["tensor"]
     read = readings(config, cfg, shapes.weights.models, shapes.lengths, config.method.views)
     tokens = _tokens(config, shapes, "completion")
-    chunk = min(config.train.token_chunk, tokens)
+    chunk = min(config.train.token_chunk or default_chunk(cfg.vocab_size, shapes.mesh), tokens)
     logits = chunk * cfg.vocab_size * 4 * (3 + len(read)) / tensor
     table = cfg.vocab_size * cfg.hidden_size / tensor
     lookup = jnp.dtype(cfg.param_dtype).itemsize

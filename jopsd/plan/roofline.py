@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from jopsd.losses.fused import default_chunk
 from jopsd.plan.compile import Program
 from jopsd.plan.flops import Work, adapter_products, columns_of, projections, readings, step_flops
 from jopsd.plan.hlo import Collective, axes_of, wire_bytes
@@ -51,7 +52,8 @@ def trips(config, shapes: Shapes) -> int:
     mesh = shapes.mesh.shape
     rows = config.micro_rows // (mesh["data"] * mesh["fsdp"])
     tokens = rows * columns_of(config, shapes.lengths)["completion"] // mesh.get("context", 1)
-    return -(-tokens // config.train.token_chunk)
+    vocabulary = shapes.weights.model_config.vocab_size
+    return -(-tokens // (config.train.token_chunk or default_chunk(vocabulary, shapes.mesh)))
 
 
 def sent(program: Program, mesh, per_slice: int, loops: float = 1, outside: float = 1) -> list[Sent]:

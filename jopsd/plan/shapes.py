@@ -29,14 +29,15 @@ from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.hf import CONFIG, abstract_decoder
 from jopsd.models.quantize import int8_projections
 from jopsd.models.sharding import ACTIVATIONS, BATCH, divisible, sharded_shapes
+from jopsd.optimizer import make_optimizer
+from jopsd.packing import pack
 from jopsd.plan.topology import PlanError, Topology, devices, host_of
 from jopsd.rollouts import Rollout, batch_of
 from jopsd.sampling.capacity import PIECE_WIDTHS, PoolShape, pool_shape
 from jopsd.sampling.engine import State, init_state
 from jopsd.sampling.seats import PIECES
-from jopsd.setup import Weights, adapter_maker, model_config, source_dir, teacher_rule
+from jopsd.setup import Weights, adapter_maker, model_config, packing_of, source_dir, teacher_rule
 from jopsd.step import init_state as init_train_state
-from jopsd.step import make_optimizer
 from jopsd.teachers import Models, student_policy
 
 STEPS = 1000  # of a schedule whose length only the data would tell; it changes no shape
@@ -209,7 +210,9 @@ def _abstract_others(config: Config, cfg: ModelConfig, kind: str) -> Models:
     )
 
 
-def abstract_batch(config: Config, lengths: Lengths, mesh: Mesh) -> tuple[TrainBatch, TrainBatch | None]:
+def abstract_batch(
+    config: Config, cfg: ModelConfig, lengths: Lengths, mesh: Mesh
+) -> tuple[TrainBatch, TrainBatch | None]:
     """(batch of an update, the same before it is scored if that is done), every row at full length."""
     method, prompt, completion = config.method, lengths.prompt, lengths.completion
     if method.trains_on == "solution" and method.tokens == "all":  # all but the first token of the prompt train too
@@ -225,13 +228,11 @@ def abstract_batch(config: Config, lengths: Lengths, mesh: Mesh) -> tuple[TrainB
     zeros = np.zeros(completion, np.int32)
     rollout = Rollout(item, zeros, np.zeros(completion, np.float32), "length", "", None, 0, 0, prompts)
     tokenizer = SimpleNamespace(encode=lambda text, **_: [0])
-    step = batch_of([rollout], config, tokenizer)
+    step, packing = batch_of([rollout] * config.rows_per_update, config, tokenizer), packing_of(config, cfg, mesh)
+    if packing is not None:
+        (step,) = pack([step], packing)
     split = NamedSharding(mesh, P(BATCH))
-
-    def shape(x):
-        return jax.ShapeDtypeStruct((config.rows_per_update, *x.shape[1:]), x.dtype, sharding=split)
-
-    plain = jax.tree.map(shape, step)
+    plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), step)
     if config.updates_per_step == 1:
         return plain, None
     return replace(plain, old_logprobs=jax.ShapeDtypeStruct(plain.mask.shape, jnp.float32, sharding=split)), plain
@@ -297,7 +298,7 @@ def make_shapes(config: Config, topology: Topology, lengths: Lengths, weights: W
     if vocabulary % mesh.shape["tensor"]:
         raise ConfigError(f"mesh.tensor {mesh.shape['tensor']} does not divide the vocabulary of {vocabulary}")
     weights = weights._replace(models=sharded_shapes(weights.models, mesh), state=sharded_shapes(weights.state, mesh))
-    batch, step_batch = abstract_batch(config, lengths, mesh)
+    batch, step_batch = abstract_batch(config, weights.model_config, lengths, mesh)
     samples = not config.sampling.served and (config.method.trains_on == "rollouts" or config.eval is not None)
     home, policy, sizes, pool, copies = mesh, None, None, None, 0
     if samples:
