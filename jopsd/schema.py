@@ -326,7 +326,7 @@ class Train(Section):
     packing: sequences share rows without padding between them; false gives each rollout a row. micro_batch_tokens
     (packing): instead of micro_batch_size, the most columns that a device reads in one backward pass, student's or
     teacher's; as many passes are made as that takes.
-    token_chunk: tokens per pass of the vocabulary kernel; null is 1,024, on a CPU as many as make 32 MB of logits.
+    token_chunk: tokens per pass of the vocabulary kernel; null is 1,024, on a CPU 256.
     pad_to: widths are multiples of this.
     on_nonfinite: a loss or gradient that is not finite stops the run, or skips that update and counts it.
     profile: steps to trace; null is none.

@@ -6,7 +6,6 @@ import pytest
 from jopsd.batch import make_batch
 from jopsd.packing import Packing, deal, fill, pack
 
-
 LONGEST = {"student": 60, "teacher": 90}
 
 
@@ -72,7 +71,7 @@ def test_packed_rows_hold_little_padding_and_keep_to_the_budget(how):
         for name, view in one.views.items():
             real = (view.segments != 0).sum()
             before = batch.views[name].tokens.size
-            assert real > 0.65 * view.tokens.size > 0, f"{name}: {real} of {view.tokens.size}, unpacked {before}"
+            assert real > 0.6 * view.tokens.size > 0, f"{name}: {real} of {view.tokens.size}, unpacked {before}"
             if how.tokens:
                 rows = view.tokens.size // (how.shards * one.micro_batches)
                 assert rows <= how.tokens

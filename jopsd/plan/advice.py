@@ -77,7 +77,7 @@ def _smaller_pieces(config, shapes: Shapes, mesh: dict) -> list[str]:
             f"mesh.fsdp={mesh['fsdp'] // 2} mesh.context={mesh.get('context', 1) * 2} train.micro_batch_size={micro}: "
             "a device has a row to itself already, and context splits its columns"
         )
-    chunk = config.train.token_chunk or default_chunk(cfg.vocab_size, shapes.mesh)
+    chunk = config.train.token_chunk or default_chunk(shapes.mesh)
     logits = chunk * cfg.vocab_size * 4 // mesh["tensor"]
     if logits > GIB // 2:
         found.append(f"train.token_chunk={max(chunk // 4, 128)}: each of several chunks of logits is {_gib(logits)}")

@@ -81,7 +81,7 @@ def _vocabulary(config, shapes: Shapes) -> float:
     cfg, width, tensor = shapes.weights.model_config, _width(shapes), shapes.mesh.shape["tensor"]
     read = readings(config, cfg, shapes.weights.models, shapes.lengths, config.method.views)
     tokens = _tokens(config, shapes, "completion")
-    chunk = min(config.train.token_chunk or default_chunk(cfg.vocab_size, shapes.mesh), tokens)
+    chunk = min(config.train.token_chunk or default_chunk(shapes.mesh), tokens)
     logits = chunk * cfg.vocab_size * 4 * (3 + len(read)) / tensor
     table = cfg.vocab_size * cfg.hidden_size / tensor
     lookup = jnp.dtype(cfg.param_dtype).itemsize

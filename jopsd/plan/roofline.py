@@ -52,8 +52,7 @@ def trips(config, shapes: Shapes) -> int:
     mesh = shapes.mesh.shape
     rows = config.micro_rows // (mesh["data"] * mesh["fsdp"])
     tokens = rows * columns_of(config, shapes.lengths)["completion"] // mesh.get("context", 1)
-    vocabulary = shapes.weights.model_config.vocab_size
-    return -(-tokens // (config.train.token_chunk or default_chunk(vocabulary, shapes.mesh)))
+    return -(-tokens // (config.train.token_chunk or default_chunk(shapes.mesh)))
 
 
 def sent(program: Program, mesh, per_slice: int, loops: float = 1, outside: float = 1) -> list[Sent]:
