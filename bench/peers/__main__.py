@@ -1,4 +1,4 @@
-"""Races jopsd against its peers, each in a process of its own: python -m bench.peers
+"""Races jopsd against its peers, each entrant in a process of its own: python -m bench.peers
 
     bench/peers/setup.sh          # once: the peers' environment and a pretrained model
     python -m bench.peers [--work decode generate tails cache prefill step update loss] [--rounds 5] [--json FILE]
@@ -6,8 +6,8 @@
 Sampling (decode to prefill) is beside `generate` of transformers; a whole step of on-policy self-distillation beside
 TRL's SDFTTrainer; an update, and the loss with its gradients alone, beside TRL's and Liger's losses.
 
-Per case two processes load the model, warm up and compile; that time is given apart. Then every round asks all
-entrants in turn for one repetition, ours and theirs alternating, while the other process sits idle. Of a whole step
+Per case all entrants load the model, warm up and compile; that time is given apart. Then every round asks them in turn
+for one repetition, ours and theirs alternating, while the other processes sit idle. Of a whole step
 every repetition is a start of its own, the warm-up too: "first" is the time from there to the end of the first step,
 the rest is of the steps after it. Read the ratios: the peers' best wall time over our loop's or trainer's, below 1
 where we are slower. Numbers are those of the fastest repetition, with those of the median one in brackets. Every
@@ -40,22 +40,22 @@ Case = sampling.Case | training.Case
 
 
 def race(case: Case, commands: dict[str, Sequence[str]], rounds: int, threads: int) -> dict:
-    """The row of one case. commands: of the two workers, "ours" and "theirs"."""
+    """The row of one case. commands: of the workers of both sides, "ours" and "theirs"; each entrant has its own."""
     workers: dict[str, Worker] = {}
 
     def ask(name: str, **question) -> dict:
         """The answer of an entrant's worker, which is started where there is none: its first answer counts that."""
-        side, loaded = "ours" if name in OURS else "theirs", 0.0
-        if side not in workers:
-            workers[side] = Worker(commands[side])
-            loaded = workers[side].ask(case=case._asdict(), threads=threads)["seconds"]
-        answer = workers[side].ask(**question)
+        loaded = 0.0
+        if name not in workers:
+            workers[name] = Worker(commands["ours" if name in OURS else "theirs"])
+            loaded = workers[name].ask(case=case._asdict(), threads=threads)["seconds"]
+        answer = workers[name].ask(**question)
         if "seconds" in answer:
             answer["seconds"] += loaded
         if "first_ended" in answer:
-            answer["first"] = answer.pop("first_ended") - workers[side].started
+            answer["first"] = answer.pop("first_ended") - workers[name].started
         if case.fresh:
-            workers.pop(side).close()
+            workers.pop(name).close()
         return answer
 
     try:

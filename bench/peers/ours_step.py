@@ -48,8 +48,8 @@ def config_of(case: Case, model: str, rows: Path, run_dir: Path, steps: int) -> 
     """A config as a user would write it, without recomputation: what is fastest where memory allows."""
     return {
         "output_dir": str(run_dir),
-        "model": {"path": model, "dtype": case.dtype, "remat": "none"},
-        "lora": {"rank": case.lora, "alpha": 2 * case.lora},
+        "model": {"path": model, "dtype": case.dtype, "param_dtype": case.dtype, "remat": "none"},
+        "lora": {"rank": case.lora, "alpha": 2 * case.lora} if case.lora else None,
         "method": {"name": "opsd", "alpha": case.alpha, "temperature": 1.0},
         "context": {"student_template": "{problem}", "teacher_template": TEACHER_TEMPLATE, "instruction": ""},
         "data": {"source": str(rows)},
