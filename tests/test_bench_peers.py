@@ -11,7 +11,9 @@ import pytest
 
 from bench.peers import __main__ as bench
 from bench.peers import training
+from bench.peers.ours_step import config_of
 from bench.peers.sampling import WORKS, Case, batches_of, make_cases, make_prompts, ragged, repetitions, warm_lengths
+from jopsd.config import validate_config
 from tests.runs import environment
 
 # Answers without drawing anything: 0.5 s, 0.25 s, 0.5 s, ... of which 0.125 s are the base's.
@@ -134,6 +136,14 @@ def test_a_training_case_goes_through_json_and_has_its_lengths_for_every_rollout
             assert again.shrunk().entrants == list(one.entrants) and again.value(2.0) in (2.0, 2e3)
             if work != "loss":
                 assert len(one.student) == len(one.teacher) == len(one.new) and len(one.new) % one.micro == 0
+
+
+@pytest.mark.parametrize("work", ["step", "update"])
+def test_every_case_is_a_config_that_the_trainer_takes(work, tmp_path):
+    for case in training.make_cases(work, "bfloat16", "model"):
+        tree = config_of(case, "model", tmp_path / "rows.jsonl", tmp_path / "run", 3)
+        config = validate_config(tree, "the case's config")
+        assert config.rows_per_step == len(case.new) and (config.lora is None) == (case.lora == 0)
 
 
 def test_ragged_rollouts_leave_about_a_fifth_of_the_columns_empty_and_equal_ones_have_as_many_tokens():

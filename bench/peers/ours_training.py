@@ -78,7 +78,7 @@ def updates(case: Case, equal: bool) -> Run:
             wall, cpu, metrics = timed(partial(work, tokens))
         if metrics["nonfinite"]:
             raise ValueError("the loss or its gradient is not finite")
-        return {"wall": wall, "cpu": cpu}
+        return {"wall": wall, "cpu": cpu, "loss": float(metrics["loss"])}
 
     return run
 

@@ -108,7 +108,7 @@ def updates(case: Case, name: str) -> Run:
         wall, cpu, value = timed(lambda: work(tokens))
         if value != value:
             raise ValueError("the loss is not a number")
-        return {"wall": wall, "cpu": cpu}
+        return {"wall": wall, "cpu": cpu, "loss": value}
 
     return run
 

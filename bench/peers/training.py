@@ -49,8 +49,8 @@ class Case(NamedTuple):
     unit: str = "s"
     lora: int = 0
     alpha: float = 0.0
-    micro: int = 0
-    slots: int = 0
+    micro: int = 1
+    slots: int = 1
     ends: bool = False
     steps: int = 0
     entrants: tuple[str, ...] = ("jopsd", *THEIRS)
@@ -65,7 +65,9 @@ class Case(NamedTuple):
         few = lambda lengths: tuple(max(n // 8, 2) for n in lengths[:4])  # noqa: E731
         model = str(TOY_DIRECTORY) if isinstance(self.model, str) else TOY
         sizes = {"new": few(self.new), "student": few(self.student), "teacher": few(self.teacher)}
-        return self._replace(name=f"toy of {self.name}", model=model, micro=min(self.micro, 2), slots=2, **sizes)
+        return self._replace(
+            name=f"toy of {self.name}", model=model, micro=min(self.micro, 2), slots=min(self.slots, 2), **sizes
+        )
 
     def value(self, seconds: float) -> float:
         """What a repetition of so many seconds comes to, in the case's unit. Of "ms/token", seconds of one token."""
