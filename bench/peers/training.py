@@ -220,9 +220,9 @@ def exact_gradient(inputs: LossInputs, alpha: float, count: int = 32) -> tuple[n
     """
     if alpha not in (0, 1):
         raise ValueError(f"alpha {alpha}: the exact gradient is written for 0 and 1 alone")
-    states = [x[:count].astype(np.float64) for x in (inputs.student, inputs.teacher)]
-    logits = [np.concatenate([x @ block.T for _, block in inputs.head()], axis=1) for x in states]
-    s, t = (x - np.logaddexp.reduce(x, axis=1, keepdims=True) for x in logits)
+    states = np.stack([inputs.student[:count], inputs.teacher[:count]]).astype(np.float64)
+    logits = np.concatenate([states @ block.T for _, block in inputs.head()], axis=-1)
+    s, t = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
     if alpha == 0:
         values, by_logit = (np.exp(t) * (t - s)).sum(1), np.exp(s) - np.exp(t)
     else:
