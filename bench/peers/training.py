@@ -15,8 +15,8 @@ OURS, THEIRS = ("jopsd", "equal"), ("trl", "chunked", "liger", "compiled")
 TOY_DIRECTORY = Path(__file__).resolve().parents[2] / "jopsd/data/sums_base"  # a small model with a tokenizer
 # What the teacher reads; the student reads {problem} alone.
 TEACHER_TEMPLATE = "{problem}\nA reference answer: {solution}"
-STUDENT_TEXT = "Write a short story. Use some of these words: "
-OVERHEAD = 46  # tokens of that text and of SmolLM2's chat template
+STUDENT_TEXT = "Write one short sentence with some of these words: "  # SmolLM2 writes a few tokens, or many
+TEMPLATE_TOKENS, TEACHER_TOKENS = 40, 5  # of that text in SmolLM2's chat template, and of what the teacher's adds
 WORDS = """
     river house stone garden morning winter letter music window field paper bridge silver market doctor summer forest
     island engine mirror castle thunder shadow circle kitchen teacher captain village journey dinner
@@ -134,7 +134,10 @@ def make_rows(case: Case, number: int) -> list[dict[str, str]]:
     rng = np.random.default_rng(number)
     words = lambda count: " ".join(rng.choice(WORDS, max(count, 1)))  # noqa: E731
     pairs = list(zip(case.student, case.teacher, strict=True)) * (1 + case.steps)
-    return [{"problem": STUDENT_TEXT + words(s - OVERHEAD), "solution": words(t - s)} for s, t in pairs]
+    return [
+        {"problem": STUDENT_TEXT + words(s - TEMPLATE_TOKENS), "solution": words(t - s - TEACHER_TOKENS)}
+        for s, t in pairs
+    ]
 
 
 def model_directory(case: Case, folder: Path) -> str:
