@@ -1,1 +1,1 @@
-"""Puts jopsd's sampler beside `generate` of transformers: `python -m bench.peers`."""
+"""Puts jopsd beside what its users have: transformers, TRL and Liger. `python -m bench.peers`."""

@@ -1,12 +1,17 @@
-"""Races jopsd's sampler against `generate` of transformers, each in a process of its own: python -m bench.peers
+"""Races jopsd against its peers, each entrant in a process of its own: python -m bench.peers
 
-    bench/peers/setup.sh          # once: the peer's environment and a pretrained model
-    python -m bench.peers [--work decode generate tails cache prefill] [--rounds 5] [--json FILE]
+    bench/peers/setup.sh          # once: the peers' environment and a pretrained model
+    python -m bench.peers [--work decode generate tails cache prefill step update loss] [--rounds 5] [--json FILE]
 
-Per case two processes load the model, warm up and compile; that time is given apart. Then every round asks all
-entrants in turn for one repetition, ours and theirs alternating, while the other process sits idle. Read the ratios:
-the peer's best wall time over our loop's, below 1 where we are slower. Numbers are those of the fastest repetition,
-with those of the median one in brackets. Every repetition has prompts of its own, the same for both sides.
+Sampling (decode to prefill) is beside `generate` of transformers; a whole step of on-policy self-distillation beside
+TRL's SDFTTrainer; an update, and the loss with its gradients alone, beside TRL's and Liger's losses.
+
+Per case all entrants load the model, warm up and compile; that time is given apart. Then every round asks them in turn
+for one repetition, ours and theirs alternating, while the other processes sit idle. Of a whole step
+every repetition is a start of its own, the warm-up too: "first" is the time from there to the end of the first step,
+the rest is of the steps after it. Read the ratios: the peers' best wall time over our loop's or trainer's, below 1
+where we are slower. Numbers are those of the fastest repetition, with those of the median one in brackets. Every
+repetition has prompts of its own, the same for both sides.
 
 Needs an idle machine: "others" is how many processors other processes kept busy. Do not use a row where it is well
 above 0: the two sides need not suffer alike.
@@ -17,41 +22,50 @@ import json
 import signal
 import statistics
 import sys
-from collections.abc import Callable, Sequence
-from itertools import chain, zip_longest
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, product, zip_longest
 from pathlib import Path
 
+from bench.peers import sampling, training
 from bench.peers.protocol import ROOT, Worker
-from bench.peers.works import OURS, PRETRAINED, THEIRS, WORKS, Case, make_cases, shrunk, value
 
-COLUMNS = (
-    "work",
-    *OURS,
-    *THEIRS,
-    "unit",
-    "ratio (medians; CPU)",
-    "JetStream / loop",
-    "CPU s",
-    "peak MB",
-    "warm-up s",
-    "others",
-)
+WORKS = sampling.WORKS + training.WORKS
+PRETRAINED = sampling.PRETRAINED + training.PRETRAINED
+OURS, THEIRS = sampling.OURS + training.OURS, sampling.THEIRS + training.THEIRS
+MEASURED = ("loop", "jopsd")  # what the ratio is of
+BESIDE = (*THEIRS, "equal")  # the best of these over it
+REPLY = {"wall", "cpu", "base_wall", "base_cpu", "compile", "peak_mb", "others"}  # what every repetition tells
+
+Case = sampling.Case | training.Case
 
 
 def race(case: Case, commands: dict[str, Sequence[str]], rounds: int, threads: int) -> dict:
-    """The row of one case. commands: of the two workers, "ours" and "theirs"."""
-    sides = {name: "ours" if name in OURS else "theirs" for name in case.entrants}
+    """The row of one case. commands: of the workers of both sides, "ours" and "theirs"; each entrant has its own."""
     workers: dict[str, Worker] = {}
+
+    def ask(name: str, **question) -> dict:
+        """The answer of an entrant's worker, which is started where there is none: its first answer counts that."""
+        loaded = 0.0
+        if name not in workers:
+            workers[name] = Worker(commands["ours" if name in OURS else "theirs"])
+            loaded = workers[name].ask(case=case._asdict(), threads=threads)["seconds"]
+        answer = workers[name].ask(**question)
+        if "seconds" in answer:
+            answer["seconds"] += loaded
+        if "first_ended" in answer:
+            answer["first"] = answer.pop("first_ended") - workers[name].started
+        if case.fresh:
+            workers.pop(name).close()
+        return answer
+
     try:
         warm, replies = {}, {name: [] for name in case.entrants}
-        for side in dict.fromkeys(sides.values()):
-            workers[side] = Worker(commands[side])
-            loaded = workers[side].ask(case=case._asdict(), threads=threads)["seconds"]
-            for name in [name for name, where in sides.items() if where == side]:
-                warm[name], loaded = loaded + workers[side].ask(warm=name)["seconds"], 0.0
+        for name in case.entrants:
+            answer = ask(name, warm=name)
+            warm[name] = answer.get("first", answer["seconds"])
         for number in range(1, rounds + 1):
             for name in order_of(case.entrants, number):
-                replies[name].append(workers[sides[name]].ask(run=name, number=number))
+                replies[name].append(ask(name, run=name, number=number))
                 taken = shown(replies[name][-1]["wall"])
                 print(
                     f"{case.work}, {case.name}, {case.dtype}: {name} {number}, {taken} s", file=sys.stderr, flush=True
@@ -76,13 +90,16 @@ def titles(case: Case) -> dict[str, str]:
 
 
 def make_row(case: Case, replies: dict[str, list[dict]], warm: dict[str, float]) -> dict:
-    """What the repetitions of every entrant come to. ratio: best wall time of the peer over our loop's."""
+    """What the repetitions of every entrant come to. ratio: best wall time of the peers over our loop's or trainer's.
+
+    "more" holds the medians of what an entrant tells beside its time.
+    """
     found = {}
     for name, answers in replies.items():
         best, median = (seconds(answers, "wall", middle) for middle in (min, statistics.median))
         found[name] = {
-            "best": value(case, best),
-            "median": value(case, median),
+            "best": case.value(best),
+            "median": case.value(median),
             "best_seconds": best,
             "median_seconds": median,
             "cpu_seconds": seconds(answers, "cpu", min),
@@ -90,13 +107,17 @@ def make_row(case: Case, replies: dict[str, list[dict]], warm: dict[str, float])
             "peak_mb": max(answer["peak_mb"] for answer in answers),
             "others": statistics.median(answer["others"] for answer in answers),
             "warm_up_seconds": warm[name],
+            "more": {
+                key: statistics.median(answer[key] for answer in answers) for key in answers[0] if key not in REPLY
+            },
             "repetitions": answers,
         }
     row = {"name": "peers", **titles(case), "entrants": found}
     for key, taken in (("", "best_seconds"), ("_median", "median_seconds"), ("_cpu", "cpu_seconds")):
         times = {name: entrant[taken] for name, entrant in found.items() if entrant[taken] > 0}
-        best = min((times[name] for name in THEIRS if name in times), default=None)
-        row[f"ratio{key}"] = over(best, times.get("loop"))
+        best = min((times[name] for name in BESIDE if name in times), default=None)
+        ours = next((times[name] for name in MEASURED if name in times), None)
+        row[f"ratio{key}"] = over(best, ours)
         row[f"jetstream_over_loop{key}"] = over(times.get("jetstream"), times.get("loop"))
     return row
 
@@ -110,29 +131,35 @@ def seconds(answers: Sequence[dict], kind: str, middle: Callable) -> float:
 
     Not above zero where the base was disturbed more than the repetition.
     """
-    return middle(answer[kind] for answer in answers) - middle(answer[f"base_{kind}"] for answer in answers)
+    return middle(answer[kind] for answer in answers) - middle(answer.get(f"base_{kind}", 0.0) for answer in answers)
 
 
 def make_table(rows: Sequence[dict]) -> str:
     """Rows in Markdown: those that failed, then those where we are slower, the slowest first."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
+    present = {name for row in rows for name in row.get("entrants", ())}
+    names = [name for name in OURS + THEIRS if name in present]
+    columns = ["work", *names, "unit", "ratio (medians; CPU)"]
+    columns += ["JetStream / loop"] * ("jetstream" in names) + ["CPU s", "peak MB", "warm-up s", "others"]
+    lines = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
     for row in sorted(rows, key=lambda row: -1 if "error" in row else row["ratio"] or float("inf")):
         title = f"{row['work']}: {row['case']}, {row['dtype']}"
         if "error" in row:
             lines.append(f"| {title} | " + row["error"].splitlines()[0].replace("|", "/") + " |")
             continue
         found = row["entrants"]
-        sides = [[found[name] for name in side if name in found] for side in (OURS, THEIRS)]
-        both = lambda pick, key: " / ".join(shown(pick((e[key] for e in s), default=None)) for s in sides)  # noqa: E731, B023
-        cells = [
-            f"{shown(found[n]['best'])} ({shown(found[n]['median'])})" if n in found else "-" for n in OURS + THEIRS
-        ]
+        each = lambda key: " / ".join(shown(found[name][key]) for name in names if name in found)  # noqa: E731, B023
+        cells = [cell(found[name]) if name in found else "-" for name in names]
         ratio = "{} ({}; {})".format(*(shown(row[f"ratio{key}"]) for key in ("", "_median", "_cpu")))
-        more = [both(min, "cpu_seconds"), both(max, "peak_mb"), both(max, "warm_up_seconds"), both(max, "others")]
-        lines.append(
-            "| " + " | ".join([title, *cells, row["unit"], ratio, shown(row["jetstream_over_loop"]), *more]) + " |"
-        )
+        over_loop = [shown(row["jetstream_over_loop"])] * ("jetstream" in names)
+        more = [each(key) for key in ("cpu_seconds", "peak_mb", "warm_up_seconds", "others")]
+        lines.append("| " + " | ".join([title, *cells, row["unit"], ratio, *over_loop, *more]) + " |")
     return "\n".join(lines)
+
+
+def cell(entrant: dict) -> str:
+    """The best repetition, the median one, and what else the entrant told."""
+    more = ", ".join(f"{key} {shown(number)}" for key, number in entrant["more"].items())
+    return f"{shown(entrant['best'])} ({shown(entrant['median'])}{'; ' * bool(more)}{more})"
 
 
 def shown(number: float | None) -> str:
@@ -160,25 +187,38 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def chosen(args: argparse.Namespace) -> Iterator[tuple[str, Case]]:
+    """(which workers run it, case) of what the arguments select, cut to the entrants that they name."""
+    model = str(args.model.resolve())
+    for work, dtype in product(args.work, args.dtypes):
+        if work in sampling.WORKS:
+            kind, cases = "sampling", sampling.make_cases(work, dtype, model, args.tail_requests, args.tail_longest)
+        else:
+            kind, cases = "step" if work == "step" else "training", training.make_cases(work, dtype, model)
+        for case in cases:
+            case = case.shrunk() if args.quick else case
+            case = case._replace(entrants=tuple(name for name in case.entrants if name in args.entrants))
+            if case.entrants and args.only in case.name:
+                yield kind, case
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    commands = {"ours": [sys.executable, "-m", "bench.peers.ours"]}
-    # Not resolved: a virtual environment's Python is a link.
-    commands["theirs"] = [str(args.peer_python.absolute()), "-m", "bench.peers.theirs"]
     rows = []
-    for work in args.work:
-        for dtype in args.dtypes:
-            for case in make_cases(work, dtype, str(args.model.resolve()), args.tail_requests, args.tail_longest):
-                if args.only not in case.name:
-                    continue
-                case = shrunk(case) if args.quick else case
-                case = case._replace(entrants=tuple(name for name in case.entrants if name in args.entrants))
-                rows.append({**race(case, commands, args.rounds, args.threads), "threads": args.threads})
-                print(make_table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
-                if args.json:
-                    with args.json.open("a") as file:
-                        file.write(json.dumps(rows[-1]) + "\n")
-    print(make_table(rows))
+    for kind, case in chosen(args):
+        commands = {
+            "ours": [sys.executable, "-m", f"bench.peers.ours_{kind}"],
+            # Not resolved: a virtual environment's Python is a link.
+            "theirs": [str(args.peer_python.absolute()), "-m", f"bench.peers.theirs_{kind}"],
+        }
+        rows.append({**race(case, commands, args.rounds, args.threads), "threads": args.threads})
+        print(make_table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+        if args.json:
+            with args.json.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+    for works in (sampling.WORKS, training.WORKS):
+        if part := [row for row in rows if row["work"] in works]:
+            print(make_table(part) + "\n")
     for row in rows:
         print(json.dumps(row))
     return int(any("error" in row for row in rows))

@@ -1,12 +1,14 @@
 """How the driver and a worker talk: JSON lines on the worker's stdin and stdout, one answer per question.
 
-    {"case": {...}, "threads": 2}   loads the model: {"seconds": 2.5}
-    {"warm": "loop"}                builds and compiles: {"seconds": 9.5}
-    {"run": "loop", "number": 3}    one repetition: {"wall": ..., "cpu": ..., "base_wall": ..., "base_cpu": ...,
-                                    "compile": seconds spent compiling meanwhile, "peak_mb": ...,
-                                    "others": processors that other processes kept busy meanwhile}
+    {"case": {...}, "threads": 2}   loads what the case needs: {"seconds": 2.5}
+    {"warm": "loop"}                builds an entrant and compiles: {"seconds": 9.5, ...}
+    {"run": "loop", "number": 3}    one repetition: {"wall": ..., "cpu": ..., "compile": seconds spent compiling
+                                    meanwhile, "peak_mb": ..., "others": processors that other processes kept busy
+                                    meanwhile}, and what else the entrant tells
 
-A worker that fails answers {"error": ...}. It ends when its stdin does.
+"wall" and "cpu" are seconds; "base_wall" and "base_cpu", if given, those of a base that is taken off. An entrant that
+was not warmed is built by its first repetition. A worker that fails answers {"error": ...}, and ends when its stdin
+does.
 """
 
 import json
@@ -18,18 +20,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.peers.works import Case, make_prompts, warm_lengths
-
 ROOT = Path(__file__).resolve().parents[2]
-# (prompts, completion tokens of each, number) -> tokens drawn
-Draw = Callable[[Sequence[Sequence[int]], Sequence[int], int], int]
+# The number of a repetition, from 1; 0 warms up -> its answer
+Run = Callable[[int], dict[str, float]]
 
 
 class Worker:
     """A process that answers, and sits idle between two questions."""
 
     def __init__(self, command: Sequence[str]):
-        self.name = " ".join(command)
+        self.name, self.started = " ".join(command), time.time()
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=ROOT, text=True)
 
@@ -63,7 +63,7 @@ class Worker:
             self.process.wait()
 
 
-def serve(load: Callable[[Case, int], Callable[[str], Draw]], compile_seconds: Callable[[], float] = lambda: 0) -> None:
+def serve(load: Callable[[dict, int], Callable[[str], Run]], compile_seconds: Callable[[], float] = lambda: 0) -> None:
     """Answers until stdin ends.
 
     Args:
@@ -72,23 +72,23 @@ def serve(load: Callable[[Case, int], Callable[[str], Draw]], compile_seconds: C
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    case, build, draws = None, None, {}
+    build, runs = None, {}
     for line in sys.stdin:
         question = json.loads(line)
         try:
             start = time.perf_counter()
             if "case" in question:
-                case = Case(**question["case"])
                 limit_processors(question["threads"])
-                build = load(case, question["threads"])
+                build, runs = load(question["case"], question["threads"]), {}
                 answer = {"seconds": time.perf_counter() - start}
             elif "warm" in question:
-                draws[question["warm"]] = draw = build(question["warm"])
-                drawn(draw, case, warm_lengths(case.new), 0)
-                answer = {"seconds": time.perf_counter() - start}
+                runs[question["warm"]] = run = build(question["warm"])
+                answer = run(0)
+                answer["seconds"] = time.perf_counter() - start
             else:
-                before = compile_seconds(), others_seconds()
-                answer = repetition(draws[question["run"]], case, question["number"])
+                before, name = (compile_seconds(), others_seconds()), question["run"]
+                runs[name] = runs.get(name) or build(name)
+                answer = runs[name](question["number"])
                 others = (others_seconds() - before[1]) / (time.perf_counter() - start)
                 answer |= {"compile": compile_seconds() - before[0], "peak_mb": peak_mb(), "others": others}
         except Exception as error:  # the driver goes on with the next case
@@ -118,19 +118,8 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def repetition(draw: Draw, case: Case, number: int) -> dict[str, float]:
-    """Seconds of one repetition: "wall", and "cpu" of all threads; the same of its base."""
-    wall, cpu = drawn(draw, case, case.new, 2 * number)
-    base = drawn(draw, case, (case.base,) * len(case.new), 2 * number + 1) if case.base else (0.0, 0.0)
-    return {"wall": wall, "cpu": cpu, "base_wall": base[0], "base_cpu": base[1]}
-
-
-def drawn(draw: Draw, case: Case, new: Sequence[int], number: int) -> tuple[float, float]:
-    """(wall, CPU) seconds of drawing completions of `new` tokens."""
-    prompts = make_prompts(case, number)
+def timed(work: Callable[[], object]) -> tuple[float, float, object]:
+    """(wall seconds, CPU seconds of all threads, what the work returned)."""
     start = time.perf_counter(), time.process_time()
-    tokens = draw(prompts, new, number)
-    seconds = time.perf_counter() - start[0], time.process_time() - start[1]
-    if tokens != sum(new):
-        raise ValueError(f"{tokens} tokens were drawn, not {sum(new)}")
-    return seconds
+    done = work()
+    return time.perf_counter() - start[0], time.process_time() - start[1], done

@@ -5,11 +5,12 @@ from collections.abc import Callable
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3Config
 
-from bench.peers.protocol import Draw, serve
-from bench.peers.works import Case, batches_of
+from bench.peers.protocol import Run, serve
+from bench.peers.sampling import Case, batches_of, repetitions
 
 
-def load(case: Case, threads: int) -> Callable[[str], Draw]:
+def load(case: dict, threads: int) -> Callable[[str], Run]:
+    case = Case(**case)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     dtype = getattr(torch, case.dtype)
@@ -23,7 +24,7 @@ def load(case: Case, threads: int) -> Callable[[str], Draw]:
         do_sample=True, temperature=1.0, top_k=case.top_k, top_p=case.top_p, pad_token_id=0
     )
 
-    def build(name: str) -> Draw:
+    def build(name: str) -> Run:
         options = {"cache_implementation": "static", "disable_compile": True} if name == "static" else {}
 
         def draw(prompts, new, number) -> int:
@@ -37,7 +38,7 @@ def load(case: Case, threads: int) -> Callable[[str], Draw]:
                 useful += sum(lengths)
             return useful
 
-        return draw
+        return repetitions(draw, case)
 
     return build
 

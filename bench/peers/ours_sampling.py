@@ -4,22 +4,17 @@ from collections.abc import Callable
 
 import jax
 
-from bench.peers.protocol import Draw, serve
-from bench.peers.works import Case, batches_of
+from bench.peers.compile_clock import compile_clock
+from bench.peers.protocol import Run, serve
+from bench.peers.sampling import Case, batches_of, repetitions
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.hf import load_pretrained, read_config
 from jopsd.sampling import CHUNK, Policy, Request, SamplingParams, make_sampler
 
-COMPILED: list[float] = []  # seconds of each compilation
 
-
-def record(event: str, seconds: float, **_) -> None:
-    if event == "/jax/core/compile/backend_compile_duration":
-        COMPILED.append(seconds)
-
-
-def load(case: Case, threads: int) -> Callable[[str], Draw]:
+def load(case: dict, threads: int) -> Callable[[str], Run]:
     """Loads or makes the model; the processors that this process may use decide how many threads there are."""
+    case = Case(**case)
     types = {"dtype": case.dtype, "param_dtype": case.dtype}
     if isinstance(case.model, str):
         cfg = read_config(case.model, **types)
@@ -28,7 +23,7 @@ def load(case: Case, threads: int) -> Callable[[str], Draw]:
         cfg = ModelConfig(**case.model, **types)
         policy = Policy(jax.jit(lambda: Decoder(cfg, jax.random.key(0)))(), None)
 
-    def build(name: str) -> Draw:
+    def build(name: str) -> Run:
         kind = "jetstream" if name == "jetstream" else "loop"
         sampler = make_sampler(kind, cfg, policy, case.slots, case.max_length, CHUNK)
 
@@ -39,7 +34,7 @@ def load(case: Case, threads: int) -> Callable[[str], Draw]:
                 return count(sampler.sample(requests))
             return sum(count(sampler.sample(part)) for part, _ in batches_of(case.slots, requests, new))
 
-        return draw
+        return repetitions(draw, case)
 
     return build
 
@@ -49,5 +44,4 @@ def count(completions) -> int:
 
 
 if __name__ == "__main__":
-    jax.monitoring.register_event_duration_secs_listener(record)
-    serve(load, lambda: sum(COMPILED))
+    serve(load, compile_clock())

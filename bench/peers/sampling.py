@@ -1,9 +1,11 @@
-"""What is run side by side, as data: cases, their prompts, and what a case makes of its seconds."""
+"""Sampling side by side, as data: cases, their prompts, what a case makes of its seconds; and its repetitions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from bench.peers.protocol import Run, timed
 
 # As `ModelConfig` calls its fields. Heads are not tied to the embedding.
 NAMES = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size")
@@ -14,6 +16,8 @@ WORKS = ("decode", "generate", "tails", "cache", "prefill")
 PRETRAINED = ("decode", "prefill")  # works on SmolLM2
 OURS, THEIRS = ("loop", "jetstream", "batches"), ("dynamic", "static")
 TOKENS = 512  # prompts are of ids below this, which every vocabulary has
+# (prompts, completion tokens of each, number) -> tokens drawn
+Draw = Callable[[Sequence[Sequence[int]], Sequence[int], int], int]
 
 
 class Case(NamedTuple):
@@ -42,6 +46,24 @@ class Case(NamedTuple):
     top_p: float = 1.0
     entrants: tuple[str, ...] = ("loop", "jetstream", *THEIRS)
 
+    @property
+    def fresh(self) -> bool:
+        """Whether every repetition is a start of its own."""
+        return False
+
+    def shrunk(self) -> "Case":
+        """The same on a toy: an eighth of the tokens, four slots, at most eight requests, a model of two layers."""
+        new, prompt = tuple(max(n // 8, 1) for n in self.new[:8]), self.prompt // 8
+        size = max(self.max_length // 8, prompt + max(new))
+        return self._replace(name=f"toy of {self.name}", model=TOY, new=new, prompt=prompt, slots=4, max_length=size)
+
+    def value(self, seconds: float) -> float:
+        """What a repetition of so many seconds comes to, in the case's unit."""
+        if self.unit == "ms/step":
+            return 1e3 * seconds / (max(self.new) - self.base)
+        tokens = sum(self.new) if self.unit == "tok/s" else len(self.new) * self.prompt
+        return tokens / seconds
+
 
 def make_cases(work: str, dtype: str, model: str, requests: int, longest: int) -> list[Case]:
     """The cases of one work. requests, longest: of "tails", how many and the most completion tokens of one."""
@@ -68,13 +90,6 @@ def ragged(requests: int, longest: int) -> tuple[int, ...]:
     return tuple(np.clip(lengths, 1, longest).astype(int).tolist())
 
 
-def shrunk(case: Case) -> Case:
-    """The same on a toy: an eighth of the tokens, four slots, at most eight requests, a model of two layers."""
-    new, prompt = tuple(max(n // 8, 1) for n in case.new[:8]), case.prompt // 8
-    size = max(case.max_length // 8, prompt + max(new))
-    return case._replace(name=f"toy of {case.name}", model=TOY, new=new, prompt=prompt, slots=4, max_length=size)
-
-
 def make_prompts(case: Case, number: int) -> list[list[int]]:
     """One prompt per request. Other numbers, other prompts: what was read before is of no use."""
     return np.random.default_rng(number).integers(3, TOKENS, (len(case.new), case.prompt)).tolist()
@@ -93,9 +108,21 @@ def warm_lengths(new: Sequence[int], most: int = 128) -> tuple[int, ...]:
     return tuple(short)
 
 
-def value(case: Case, seconds: float) -> float:
-    """What a repetition of so many seconds comes to, in the case's unit."""
-    if case.unit == "ms/step":
-        return 1e3 * seconds / (max(case.new) - case.base)
-    tokens = sum(case.new) if case.unit == "tok/s" else len(case.new) * case.prompt
-    return tokens / seconds
+def repetitions(draw: Draw, case: Case) -> Run:
+    """Draws the case's completions, and then those of its base."""
+
+    def drawn(new: Sequence[int], number: int) -> tuple[float, float]:
+        prompts = make_prompts(case, number)
+        wall, cpu, tokens = timed(lambda: draw(prompts, new, number))
+        if tokens != sum(new):
+            raise ValueError(f"{tokens} tokens were drawn, not {sum(new)}")
+        return wall, cpu
+
+    def run(number: int) -> dict[str, float]:
+        wall, cpu = drawn(case.new if number else warm_lengths(case.new), 2 * number)
+        if not (number and case.base):
+            return {"wall": wall, "cpu": cpu}
+        base_wall, base_cpu = drawn((case.base,) * len(case.new), 2 * number + 1)
+        return {"wall": wall, "cpu": cpu, "base_wall": base_wall, "base_cpu": base_cpu}
+
+    return run
