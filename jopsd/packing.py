@@ -10,7 +10,7 @@ Everything here is numpy on the host.
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -39,6 +39,10 @@ class Packing(NamedTuple):
     multiple: int
 
 
+_SPARE = 1.2
+_PARTS = "micro_batches"
+
+
 class _Layout(NamedTuple):
     """Where the sequences of an update stand.
 
@@ -57,11 +61,15 @@ class _Size(NamedTuple):
     width: int
 
 
-def pack(batches: Sequence[TrainBatch], how: Packing) -> list[TrainBatch]:
+def pack(
+    batches: Sequence[TrainBatch], how: Packing, earlier: Mapping[str, Sequence[int]] | None = None
+) -> list[TrainBatch]:
     """The updates of a step, packed, all in arrays of one shape. Rollouts without a token that counts are left out.
 
     Args:
       batches: of numpy arrays, as `make_batch` gives them, of one shape.
+      earlier: `shapes` of an earlier step. They are kept where they hold this one with little padding, because another
+        shape is another compilation.
 
     Raises:
       ValueError: a rollout longer than `how.tokens`.
@@ -76,12 +84,18 @@ def pack(batches: Sequence[TrainBatch], how: Packing) -> list[TrainBatch]:
     rollouts = max((int((batch.mask != 0).any(axis=1).sum()) for batch in batches), default=0)
     parts = how.micro_batches or _fewest(lengths, how)
     while True:
-        layouts, sizes = _lay_out(lengths, how, parts)
+        layouts, sizes = _lay_out(lengths, how, parts, earlier or {})
         most = max(size.rows * size.width for size in sizes.values())
         if how.micro_batches or most <= how.tokens or parts >= rollouts:
             break
         parts = pad_length(parts + 1, 1)
     return [_packed(batch, layout, sizes, how.shards, parts) for batch, layout in zip(batches, layouts, strict=True)]
+
+
+def shapes(batch: TrainBatch) -> dict[str, list[int]]:
+    """The shapes of a packed update that decide which program runs: rows and columns by view, and micro-batches."""
+    found = {name: [len(view.tokens), view.tokens.shape[-1]] for name, view in batch.views.items()}
+    return found | {_PARTS: [batch.micro_batches]}
 
 
 def _lengths(batch: TrainBatch) -> dict[str, np.ndarray]:
@@ -113,8 +127,11 @@ def _size_of(how: Packing, width: int, rows: int) -> _Size:
     return _Size(pad_length(rows, 1, parts=16), pad_length(width, how.multiple, parts=16))
 
 
-def _lay_out(lengths: list[dict[str, np.ndarray]], how: Packing, parts: int) -> tuple[list[_Layout], dict[str, _Size]]:
+def _lay_out(
+    lengths: list[dict[str, np.ndarray]], how: Packing, parts: int, earlier: Mapping[str, Sequence[int]]
+) -> tuple[list[_Layout], dict[str, _Size]]:
     """Where everything stands with so many micro-batches, and the size of every view's rows."""
+    comparable = list(earlier.get(_PARTS, ())) == [parts]
     dealt = [deal(sum(n.sum(axis=1) for n in own.values()), how.shards * parts) for own in lengths]
     layouts, sizes = [_Layout(bins, {}, {}) for bins in dealt], {}
     for view in lengths[0]:
@@ -127,13 +144,19 @@ def _lay_out(lengths: list[dict[str, np.ndarray]], how: Packing, parts: int) -> 
             width, rows = int(max(sums, default=1)), 1
         else:
             width, rows = max(int(own[view].max(initial=1)) for own in lengths), 0
-        width = _size_of(how, width, 1).width
+        before = _Size(earlier[view][0] // (how.shards * parts), earlier[view][1]) if comparable else _Size(0, 0)
+        width = _kept(before.width, _size_of(how, width, 1).width)
         for layout, own in zip(layouts, lengths, strict=True):
             filled = [fill(column, layout.bins, width) for column in own[view].T]
             layout.rows[view], layout.starts[view] = (np.stack(x, axis=1) for x in zip(*filled, strict=True))
             rows = max(rows, int(layout.rows[view].max(initial=0)) + 1)
-        sizes[view] = _Size(pad_length(rows, 1, parts=16), width)
+        sizes[view] = _Size(_kept(before.rows, pad_length(rows, 1, parts=16)), width)
     return layouts, sizes
+
+
+def _kept(before: int, needed: int) -> int:
+    """The size of an earlier step, if it is enough for what is needed and not much more."""
+    return before if needed <= before <= _SPARE * needed else needed
 
 
 def deal(costs: np.ndarray, bins: int) -> np.ndarray:

@@ -238,7 +238,7 @@ def batch_of(
         [r.completion_ids for r in rollouts],
         pad_to=config.train.pad_to,
         widths=widths,
-        length=max(len(r.completion_ids) for r in every),
+        length=_completion_columns(every, config),
         sampler_logprobs=[r.sampler_logprobs for r in rollouts] if method.trains_on == "rollouts" else None,
         rewards=[r.score.reward if r.score else 0.0 for r in rollouts],
         groups=[r.group for r in rollouts],
@@ -248,6 +248,13 @@ def batch_of(
         limit=config.sampling.max_new_tokens,
         steps=[step_numbers(r.completion_ids.tolist(), separator) for r in rollouts] if separator else None,
     )
+
+
+def _completion_columns(rollouts: Sequence[Rollout], config: Config) -> int:
+    """Columns of per-token arrays: the longest completion, or the limit where rows are packed, of one shape always."""
+    longest = max(len(r.completion_ids) for r in rollouts)
+    sampled = config.method.trains_on == "rollouts"
+    return max(longest, config.sampling.max_new_tokens) if config.train.packing and sampled else longest
 
 
 def step_numbers(ids: Sequence[int], separator: Sequence[int]) -> list[int]:

@@ -22,7 +22,7 @@ from jopsd.drawing import Drawing, open_drawing
 from jopsd.evaluate import evaluate
 from jopsd.lengths import Lengths
 from jopsd.mesh import put_rows
-from jopsd.packing import pack
+from jopsd.packing import pack, shapes
 from jopsd.preemption import Notice, Preempted, listening
 from jopsd.prompts import Item
 from jopsd.report import changes, eval_metrics, header, resuming, show, summarise
@@ -90,6 +90,7 @@ def train(config: Config) -> dict | None:
         if config.eval is not None or config.method.trains_on == "rollouts":
             drawing = stack.enter_context(open_drawing(config, task, weights, state, mesh, run_dir))
         loop = _Loop(config, task, weights, mesh, manager, tracker, grader, drawing, progress, notice)
+        loop.shapes = meta.get("shapes")
         if not loop.run(state, meta["data"], Counter(meta["counts"])):
             return None
     return summarise(config, run_dir, resume or 0, time.monotonic() - started, progress)
@@ -135,6 +136,9 @@ class _Loop:
         self.manager, self.tracker, self.grader = manager, tracker, grader
         self.drawing, self.progress, self.notice = drawing, progress, notice
         self.lengths, self.held_out_lengths = Lengths(), Lengths()
+        self.shapes: dict[str, list[int]] | None = (
+            None  # of the last step's packed rows, so that the next may share them
+        )
         options, self.packing = step_options(config), packing_of(config, weights.model_config, mesh)
         self.update = make_update(options, weights.optimizer, mesh, weights.state)
         self.old_logprobs = None
@@ -219,7 +223,10 @@ class _Loop:
         rows, tokenizer = self.config.rows_per_update, self.task.tokenizer
         parts = [rollouts[first : first + rows] for first in range(0, len(rollouts), rows)]
         batches = [batch_of(part, self.config, tokenizer, like=rollouts) for part in parts]
-        return put_rows(batches if self.packing is None else pack(batches, self.packing), self.mesh)
+        if self.packing is not None:
+            batches = pack(batches, self.packing, self.shapes)
+            self.shapes = shapes(batches[0])
+        return put_rows(batches, self.mesh)
 
     def start(self, step: int, batches, state: TrainState, ahead: bool = False) -> _Draw:
         """Draws the rollouts of a step; ahead: in a thread of its own, from the weights before this step's update."""
@@ -306,7 +313,7 @@ class _Loop:
             self.progress.say(f"  {source}: {show(estimate)}")
 
     def save(self, step: int, state: TrainState, position: dict, counts: dict) -> None:
-        meta = {"data": position, "counts": counts}
+        meta = {"data": position, "counts": counts, "shapes": self.shapes}
         checkpoint.save(self.manager, step, state, meta | {"config": self.config.model_dump(mode="json")})
 
     def stop(self, step: int, state: TrainState, position: dict, counts: dict) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jopsd.batch import make_batch
-from jopsd.packing import Packing, deal, fill, pack
+from jopsd.packing import Packing, deal, fill, pack, shapes
 
 LONGEST = {"student": 60, "teacher": 90}
 
@@ -107,3 +107,17 @@ def test_rows_are_filled_without_overlap():
         cells = {(bins[place], rows[place], c) for c in range(starts[place], starts[place] + lengths[place])}
         assert max(c for *_, c in cells) < 64 and not cells & taken
         taken |= cells
+
+
+def test_shapes_of_an_earlier_step_are_kept_where_they_hold_this_one_with_little_padding():
+    how = HOW["one row"]
+    longer, shorter = ragged(rows=64, seed=0), ragged(rows=60, seed=0)
+    (first,), (alone,) = pack([longer], how), pack([shorter], how)
+    kept = shapes(first)
+    assert shapes(alone) != kept
+    (second,) = pack([shorter], how, kept)
+    assert shapes(second) == kept
+    (few,) = pack([ragged(rows=16)], how, kept)
+    assert few.views["student"].tokens.size < 0.5 * first.views["student"].tokens.size
+    (grown,) = pack([longer], how, shapes(few))
+    assert shapes(grown) == kept

@@ -18,10 +18,12 @@ from jopsd.losses import fused_loss
 from jopsd.mesh import put_rows
 from jopsd.methods import Opsd
 from jopsd.models.decoder import Decoder, ModelConfig
+from jopsd.optimizer import make_optimizer
+from jopsd.packing import pack
 from jopsd.prompts import Item
 from jopsd.rollouts import Rollout, batch_of
-from jopsd.setup import Weights, load_weights, make_run_mesh, step_options, teacher_rule
-from jopsd.step import init_state, make_optimizer, make_update
+from jopsd.setup import Weights, load_weights, make_run_mesh, packing_of, step_options, teacher_rule
+from jopsd.step import init_state, make_update
 from jopsd.teachers import Models
 
 
@@ -64,11 +66,12 @@ def updates(case: Case, equal: bool) -> Run:
     config = validate_config(config_of(case, model, unused, unused, steps=1000), "the benchmark's config")
     mesh = make_run_mesh(config)
     weights = load_weights(config, mesh) if isinstance(case.model, str) else random_weights(case, config, mesh)
+    packing = packing_of(config, weights.model_config, mesh)
     update, state = make_update(step_options(config), weights.optimizer, mesh, weights.state), [weights.state]
 
     def work(tokens: list[Tokens]) -> dict:
         rollouts = [rollout_of(one, group) for group, one in enumerate(tokens)]
-        batch = put_rows(batch_of(rollouts, config, None), mesh, len(rollouts))
+        batch = put_rows(pack([batch_of(rollouts, config, None)], packing)[0], mesh)
         state[0], metrics = update(state[0], weights.models, batch)
         return jax.device_get(metrics)
 
