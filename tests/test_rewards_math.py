@@ -15,6 +15,7 @@ import pytest
 
 from jopsd.rewards.answer import normalise, too_complex
 from jopsd.rewards.boxed import last_boxed
+from jopsd.rewards.golds import doubt
 from jopsd.rewards.math import Question, Verdict, grade, quick_grade, verify
 from jopsd.rewards.number import exact_number
 from jopsd.rewards.pool import MathPool
@@ -498,3 +499,28 @@ def test_feedback_says_what_is_wrong_and_never_the_gold_answer():
     assert verify("so \\boxed{}", "4").feedback == "No final answer was found: put it within \\boxed{}."
     assert verify("so \\boxed{5}", "123456").feedback == "The final answer 5 is not correct."
     assert len(verify("\\boxed{" + "7" * 5000 + "}", "123456").feedback) < 300
+
+
+@pytest.mark.parametrize(
+    ("gold", "said"),
+    [
+        ("3.3000000000000003", "3.3 is right as well"),
+        ("(0.10000000149011612, 1)", "(0.1, 1) is right as well"),
+        ("x^2+" * 30 + "1", "characters"),
+        ("The answer follows from the lemma above", "sentence"),
+        ("\\frac{1}{2", "braces"),
+        ("9^{9^{9^{9}}}", "too complex"),
+        ("NaN", "missing"),
+        ("\u202e24", "nothing that can be graded"),
+    ],
+)
+def test_a_gold_answer_that_nobody_will_meet_is_doubted(gold, said):
+    assert said in doubt(gold)
+
+
+@pytest.mark.parametrize(
+    "gold",
+    ["5", "3.3", "3.141592653589793", "\\frac{\\sqrt{3}}{2}", "\\text{no solution}", "x \\in [-2,7]", "C", "1,234,567"],
+)
+def test_a_usual_gold_answer_is_not_doubted(gold):
+    assert doubt(gold) is None
