@@ -108,10 +108,10 @@ def test_the_public_cases_come_out_as_labelled():
 
 
 def test_answers_as_people_write_them_come_out_as_labelled():
-    """Letters, plain functions, decorated numbers, tails, inequalities, choices, stored decimals; right and wrong."""
+    """Letters, plain functions, decorations, tails, inequalities, choices, stored decimals; right and wrong."""
     found = check_files(REPO / "tests" / "labelled" / "written.jsonl")
     (file,) = found["files"].values()
-    assert len(file["categories"]) == 7
+    assert len(file["categories"]) == 8
 
 
 @pytest.mark.slow

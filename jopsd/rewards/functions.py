@@ -35,7 +35,7 @@ _ELEMENTARY = (
     {f"{a}{name}": f"\\arc{name} " for name in ("sin", "cos", "tan") for a in ("a", "arc")}
     | {name: f"\\{name} " for name in ("sinh", "cosh", "tanh", "coth", "sech", "csch")}
     | {name: f"\\{name} " for name in ("sin", "cos", "tan", "cot", "sec", "csc", "ln", "log")}
-    | {"cosec": "\\csc "}
+    | {"cosec": "\\csc ", "lg": "\\log_{10} "}
 )
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega"

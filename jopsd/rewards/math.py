@@ -226,10 +226,11 @@ _TRIGONOMETRIC = re.compile(
     r"(?:(?(2)[)}]))"
 )
 _FUNCTION_LABEL = re.compile(r"(?<![A-Za-z\\])[A-Z](?=\([a-z]\) ?=)")
+_SEMICOLON = re.compile(r"([(\[\]][^,;]+);([^,;]+[)\[\]])")
 _OPEN_INTERVAL = re.compile(r"([\[\]])([^\[\](){}]+,[^\[\](){}]+)([\[\]])")
 _SET_OF_REALS = re.compile(
-    r"\\\{ ?([a-z]) ?(?:\\in ?\\mathbb ?\{R\} ?)?(?::|\||\\mid(?![A-Za-z])) ?"
-    r"([^|{}]*(?:[<>]|\\[lg]e(?![a-z]))[^|]*)\\\}"
+    r"(?:\\\{ ?)?([a-z]) ?(?:\\in ?\\mathbb ?\{R\} ?)?(?::|\||\\mid(?![A-Za-z])) ?"
+    r"([^|{}]*(?:[<>]|\\[lg]e(?![a-z]))[^|\\]*(?:\\(?!\})[^|\\]*)*)(?:\\\})?"
 )
 _INEQUALITY = re.compile(r"[<>]|\\[gl]e(?![A-Za-z])")
 _UNION = re.compile(r"\\(?:cup|lor|vee)(?![A-Za-z])")
@@ -247,6 +248,8 @@ def _prepare(tail: Tail) -> str:
     text = match[2] if (match := _SET_OF_REALS.fullmatch(text)) else text
     text = _UNION.sub(r" \\text{ or } ", text) if _INEQUALITY.search(text) else text
     text = _FUNCTION_LABEL.sub(lambda match: match[0].lower(), text)
+    if match := _SEMICOLON.fullmatch(text):
+        text = f"{match[1]},{match[2]}"
     if (match := _OPEN_INTERVAL.fullmatch(text)) and (match[1], match[3]) != ("[", "]"):
         text = ("(" if match[1] == "]" else "[") + match[2] + (")" if match[3] == "[" else "]")
     return _both_signs(text)

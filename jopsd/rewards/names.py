@@ -15,6 +15,7 @@ _FIGURE = re.compile(
 )
 _TIMES = re.compile(r"\\(?:cdot|times)(?![A-Za-z])|\*")
 _SEQUENCE = re.compile(r"[A-Z](?: ?(?:-|->|\\to(?![A-Za-z])) ?[A-Z]){2,}")
+_LISTED = re.compile(r"[A-Z](?:, ?[A-Z]){2,}")
 _FORMULA = re.compile(r"(?:[A-Z][a-z]?(?:_?\{?\d+\}?)?'*){2,}")
 _SPACED_CAPITALS = re.compile(r"[A-Z](?: [A-Z])+")
 _WORDS = re.compile(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*")
@@ -28,10 +29,13 @@ _FIRST = 9900  # of the indices of the symbols that stand for names
 def with_names(prediction: str, gold: str) -> tuple[str, str]:
     r"""Both texts with one symbol for each name that fills an element of a list or a side of a relation.
 
-    A gold answer that multiplies letters, `L \cdot C`, has no names.
+    A gold answer that multiplies letters, `L \cdot C`, has no names. One that lists letters out of order is a sequence.
     """
     if _TIMES.search(gold):
         return prediction, gold
+    letters = re.findall("[A-Z]", gold)
+    if _LISTED.fullmatch(gold) and letters != sorted(letters):
+        prediction, gold = (re.sub(", ?", "", text) if _LISTED.fullmatch(text) else text for text in (prediction, gold))
     symbols: dict[str, str] = {}
     texts = []
     for text in (gold, prediction):

@@ -25,7 +25,7 @@ _CHARACTERS = str.maketrans(
     | {"\u230a": "\\lfloor ", "\u230b": "\\rfloor ", "\u2308": "\\lceil ", "\u2309": "\\rceil "}
     | {"\u2248": "\\approx ", "\u2243": "\\simeq ", "\u2245": "\\cong ", "\u223c": "\\sim ", "\u2261": "\\equiv "}
     | {"\u2234": "\\therefore ", "\u21d2": "\\Rightarrow ", "\u2192": "\\to ", "\u2220": "\\angle "}
-    | {"\u25b3": "\\triangle ", "\u25b5": "\\triangle "}
+    | {"\uffe5": "¥", "\uffe1": "£", "\uffe0": "¢", "\u25b3": "\\triangle ", "\u25b5": "\\triangle "}
     | dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a\u300c\u300d\u300e\u300f\u3010\u3011", '"')
 )
 _GREEK_NAMES = (
@@ -95,6 +95,8 @@ _RULES = tuple(
         (rf"\\log_\s*\{{?e\}}?{_END}", r"\\ln "),
         (r"\\in\s*\\(?:mathbf|mathrm|text)\s*\{([RZNQC])\}", r"\\in \\mathbb{\1}"),
         (r"\\not\s*=", r"\\neq "),
+        (r"(\\[dtc]?frac)\s*(\\pi)\s*(\d)", r"\1{\2}{\3}"),
+        (r"^([a-z]) in (?=[(\[\]])", r"\1 \\in "),
         (r"\\sqrt\s*(\[[^\[\]]*\])\s*(\d)", r"\\sqrt\1{\2}"),
         (r"\\\\\s*\[[^\[\]]{1,9}(?:ex|em|pt|cm|mm)\]", r"\\\\"),
         (r"\\(begin|end)\s*\{(?:small)?matrix\}", r"\\\1{pmatrix}"),

@@ -15,7 +15,7 @@ MAX_LABEL_CHARS = 80
 _CHANGING = frozenset(
     "or and not no nor but wrong false incorrect untrue than more less fewer greater least most minus plus times over"
     " to through between from except without if unless either neither maybe perhaps possibly is are was dozen dozens"
-    " pi mod modulo divided multiplied negative opposite inverse binary octal hexadecimal"
+    " pi mod modulo divided multiplied squared cubed factorial negative opposite inverse binary octal hexadecimal"
     " oder und nicht mehr weniger kein o ou et pas non moins más menos ni sino или и не нет больше меньше более менее"
     " 或 和 不 不是 非 以上 以下 未満 以内 超 または".split()
 )

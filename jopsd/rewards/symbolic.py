@@ -108,6 +108,8 @@ def _decimal(text: str) -> Any:
 
 
 def _judge(prediction: Any, gold: Any, question: Question, verify: Callable) -> Verdict:
+    if all(map(_are_inequalities, (prediction, gold))) and len({bool(_OR.search(text)) for text in question}) == 2:
+        return Verdict(_same_region(prediction, gold, question), "math_verify")
     same = _same(prediction, gold)
     if same is not None:
         return Verdict(same, "numeric")
@@ -116,6 +118,13 @@ def _judge(prediction: Any, gold: Any, question: Question, verify: Callable) -> 
         confirmed = not _false_chain(prediction) and _confirmed(prediction, gold, tolerance, question)
         return Verdict(confirmed, "math_verify" if confirmed else "unconfirmed")
     return Verdict(_same_region(prediction, gold, question), "math_verify")
+
+
+def _are_inequalities(answer: Any) -> bool:
+    import sympy
+
+    kinds = (sympy.core.relational._Inequality, sympy.And)
+    return isinstance(answer, sympy.FiniteSet) and all(isinstance(part, kinds) for part in answer.args)
 
 
 def _same(one: Any, other: Any) -> bool | None:

@@ -210,7 +210,7 @@ def _trailing(value: str, tail: str, bare: bool) -> Tail | None:
 
 
 def _is_noun(word: str) -> bool:
-    return word in _MONEY or (word.isalpha() and (len(word) > 2 or not word.isascii() or word == "kr"))
+    return word in _MONEY or (word.replace("-", "").isalpha() and (len(word) > 2 or not word.isascii() or word == "kr"))
 
 
 def _canonical(tokens: list[str]) -> str | None:
