@@ -134,7 +134,7 @@ def test_votes_join_where_the_answers_are_the_same(name, one, other, same):
     [
         *(("math", gold) for gold in ("$", "\u202e42")),
         *(("knights", gold) for gold in ("42", "Ann is a hero", "Ann is a knight or a knave", "A", "")),
-        *(("choice", gold) for gold in ("AB", "1", "A: 2.5", "")),
+        *(("choice", gold) for gold in ("AB", "1", "A 2.5", "A: 2, B: 3", "")),
         *(("tools", gold) for gold in ("[]", "{}", "3", "f(1)", '["f"]', '[{"Action": "f"}]')),
         ("tools", '[{"Action": "f", "Action_Input": "{"}]'),
         ("tools", '[{"Action": "f", "Action_Input": "{} {}"}]'),

@@ -107,6 +107,13 @@ def test_the_public_cases_come_out_as_labelled():
             assert agreed >= {"must": 1.0, "solver": 1.0, "should": 0.97}.get(tier, 0.0) * of, tier
 
 
+def test_answers_as_people_write_them_come_out_as_labelled():
+    """Letters, plain functions, decorations, tails, inequalities, choices, stored decimals; right and wrong."""
+    found = check_files(REPO / "tests" / "labelled" / "written.jsonl")
+    (file,) = found["files"].values()
+    assert len(file["categories"]) == 8
+
+
 @pytest.mark.slow
 def test_our_own_cases_of_mathematics_come_out_as_labelled():
     check_files(REPO / "tests" / "labelled" / "math.jsonl")

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from jopsd.rewards.answer import exact_number, normalise, too_complex
+from jopsd.rewards.answer import normalise, too_complex
 from jopsd.rewards.boxed import last_boxed
+from jopsd.rewards.golds import doubt
 from jopsd.rewards.math import Question, Verdict, grade, quick_grade, verify
+from jopsd.rewards.number import exact_number
 from jopsd.rewards.pool import MathPool
 
 REPO = Path(__file__).resolve().parent.parent
@@ -324,13 +326,43 @@ def test_repeated_answers_are_graded_once(pool):
 def test_a_job_that_no_alarm_can_stop_is_killed_at_the_deadline_and_the_pool_goes_on():
     with MathPool(workers=1, deadline=1.0) as pool:
         assert pool.submit("\\boxed{x+1}", "1+x").result().correct
-        start = time.monotonic()
-        score = pool.submit(f"\\boxed{{{BIGNUM}}}", "5").result()
-        assert time.monotonic() - start < 3
+        score = pool.submit(f"\\boxed{{{BIGNUM}}}", "5").result(timeout=60)
         assert score.formatted and not score.correct
         assert pool.stats["timeout"] == 1
         assert pool.submit("\\boxed{x+2}", "2+x").result().correct
         assert pool.stats["started"] == 2
+
+
+def test_a_limit_is_of_processor_time_so_a_stopped_worker_changes_no_verdict():
+    with MathPool(workers=1, deadline=0.5) as pool:
+        assert pool.submit("\\boxed{x+1}", "1+x").result().correct
+        (worker,) = pool._processes
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        future = pool.judge("\\boxed{(x+1)^3}", "x^3+3x^2+3x+1")
+        time.sleep(1.5)
+        assert not future.done()
+        os.kill(worker.process.pid, signal.SIGCONT)
+        verdict = future.result(timeout=60).verdict
+        assert verdict.correct and verdict.seconds < 0.5
+        assert pool.stats["started"] == 1 and pool.stats["timeout"] == 0
+
+
+def test_a_limit_in_this_process_is_of_processor_time_too():
+    from jopsd.rewards.symbolic import _deadline, _DeadlineError
+
+    with _deadline(0.05):
+        time.sleep(0.2)
+    with pytest.raises(_DeadlineError), _deadline(0.05):
+        while True:
+            pass
+
+
+def test_a_first_answer_does_not_pay_for_imports():
+    code = (
+        "from jopsd.rewards.math import grade\n"
+        "print(grade('x^2+2x+1', '(x+1)^2', seconds=0.3).correct)"  # the imports take longer
+    )
+    assert run_python(["-c", code], REPO).stdout.split() == ["True"]
 
 
 def kill_workers(pool) -> None:
@@ -467,3 +499,28 @@ def test_feedback_says_what_is_wrong_and_never_the_gold_answer():
     assert verify("so \\boxed{}", "4").feedback == "No final answer was found: put it within \\boxed{}."
     assert verify("so \\boxed{5}", "123456").feedback == "The final answer 5 is not correct."
     assert len(verify("\\boxed{" + "7" * 5000 + "}", "123456").feedback) < 300
+
+
+@pytest.mark.parametrize(
+    ("gold", "said"),
+    [
+        ("3.3000000000000003", "3.3 is right as well"),
+        ("(0.10000000149011612, 1)", "(0.1, 1) is right as well"),
+        ("x^2+" * 30 + "1", "characters"),
+        ("The answer follows from the lemma above", "sentence"),
+        ("\\frac{1}{2", "braces"),
+        ("9^{9^{9^{9}}}", "too complex"),
+        ("NaN", "missing"),
+        ("\u202e24", "nothing that can be graded"),
+    ],
+)
+def test_a_gold_answer_that_nobody_will_meet_is_doubted(gold, said):
+    assert said in doubt(gold)
+
+
+@pytest.mark.parametrize(
+    "gold",
+    ["5", "3.3", "3.141592653589793", "\\frac{\\sqrt{3}}{2}", "\\text{no solution}", "x \\in [-2,7]", "C", "1,234,567"],
+)
+def test_a_usual_gold_answer_is_not_doubted(gold):
+    assert doubt(gold) is None

@@ -139,11 +139,55 @@ def test_a_letter_is_read_whatever_surrounds_it(answer):
         assert choice.verify(text, "B") == choice.Score(0.0, False, True, "C")
 
 
-@pytest.mark.parametrize("answer", ["A or C", "C: 2.5", "C or not", "AC", "not C", "!C", "~C", "≠C", "3", "Ç", ""])
-def test_what_is_not_one_letter_is_wrong_but_formatted(answer):
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "A or C",
+        "C 2.5",
+        "C: 2.5, D: 3",
+        "C. D",
+        "C/D",
+        "C (or D)",
+        "C is wrong",
+        "C or not",
+        "AC",
+        "not C",
+        "!C",
+        "~C",
+        "≠C",
+        "3",
+        "Ç",
+        "",
+    ],
+)
+def test_what_does_not_name_one_choice_is_wrong_but_formatted(answer):
     score = choice.verify(f"<answer>{answer}</answer>", "C")
     assert (score.correct, score.formatted, score.prediction) == (False, True, answer)
     assert score.feedback == choice.NO_LETTER
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("C: mitochondria", "C. mitochondria", "C) 42", "(C) 42", "C:42", "C - a cell", "C (a cell)", "C: Vitamin D"),
+        *("Option C", "option (c): a cell", "The correct answer is C.", "C is correct", "C because A is too small"),
+        *(
+            "\uff23",
+            "\uff08\uff23\uff09",
+            "C\u3001\u7ec6\u80de",
+            "\u9009C",
+            "\u7b54\u6848\uff1aC",
+            "\u041e\u0442\u0432\u0435\u0442: C",
+            "\\textbf{(C)} 42",
+            "C: c",
+        ),
+    ],
+)
+def test_a_letter_with_the_text_of_its_option_is_that_letter(answer):
+    assert choice.verify(f"<answer>{answer}</answer>", "C").correct
+    assert choice.verify(f"\\boxed{{{answer}}}", "C").correct
+    assert choice.verify(f"<answer>{answer}</answer>", "D") == choice.Score(0.0, False, True, "C")
+    assert choice.read_gold(answer) == "C"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +208,9 @@ def test_the_last_answer_wins_and_a_box_counts_only_without_tags():
 def test_published_rollouts_get_their_published_rewards(shared):
     rows = jsonl(shared / "data" / "mopd_chemistry_rollouts.jsonl")
     assert len(rows) == 160
-    assert [choice.verify(r["response_text"], r["ground_truth"]).reward for r in rows] == [r["reward"] for r in rows]
+    scores = [choice.verify(row["response_text"], row["ground_truth"]).reward for row in rows]
+    differing = [row for row, score in zip(rows, scores, strict=True) if score != row["reward"]]
+    assert [choice.last_answer(row["response_text"]) for row in differing] == ["B: 7"]  # the letter with its text
     golds = [row["answer"] for row in jsonl(shared / "data" / "sciknoweval.jsonl")]
     assert [choice.read_gold(gold) for gold in golds] == golds
 

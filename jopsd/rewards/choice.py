@@ -5,6 +5,7 @@ letter, whole completions without tags included, and minds case and punctuation.
 """
 
 import re
+import unicodedata
 
 from jopsd.rewards.boxed import MAX_ANSWER_CHARS, last_boxed
 from jopsd.rewards.score import Score
@@ -15,6 +16,20 @@ NO_LETTER = "The final answer is not the letter of one choice: put nothing else 
 _OPEN, _CLOSE = "<answer>", "</answer>"
 _WRAPPER = re.compile(r"\\(?:boxed|text(?:bf|rm)?|math(?:bf|rm))(?![A-Za-z])")
 _SURROUNDING = " \t\r\n()[]{}.,:;*'\"`$"
+_LEAD = (
+    r"(?:the|my|final|correct|right|best|answer|option|choice|letter|is|would be|choose|select|i choose|i select"
+    r"|antwort|ist|respuesta|es|opción|réponse|est|ответ|вариант)(?![A-Za-z])"
+    r"|答案|选项|選項|选择|選擇|应选|故选|选|選|是|为|為"
+)
+_CHOICE = re.compile(
+    rf"(?:(?:{_LEAD})[\s:=]*){{0,8}}[\s(\[{{*'\"]*(?P<letter>[A-Za-z])(?P<after>[\s)\]}}*'\"]*)"
+    r"(?:\s*is (?:the )?(?:(?:correct|right|best|final) ?)?(?:answer|option|choice)?|,?\s*(?:because|since|as)\b.*"
+    r"|(?P<mark>[.:,、]|(?<=\s)[-\u2013\u2014](?=\s))?(?P<text>.*))",
+    re.IGNORECASE | re.DOTALL,
+)
+_JOINED = re.compile(r"\s*(?:[(\[]?(?:or|and|not|but|nor|oder|und|или|и|或|和|不)\b|[&/|,;+])", re.IGNORECASE)
+_LONE_LETTER = re.compile(r"\s*[(\[]?([A-Za-z])[)\].:]*\s*")
+_OTHER_LABEL = re.compile(r"(?:^|[\s,;(/])(?:[A-Z]\.|[A-Za-z][:)])\s*\S")
 
 
 def verify(text: str, gold: str) -> Score:
@@ -47,9 +62,30 @@ def last_answer(text: str) -> str | None:
 
 
 def read_letter(answer: str) -> str | None:
-    """The one letter that an answer is, upper case, whatever space, punctuation and brackets surround it; else None."""
-    letter = _WRAPPER.sub("", answer).strip(_SURROUNDING)
-    return letter.upper() if len(letter) == 1 and letter.isascii() and letter.isalpha() else None
+    """The letter of the one choice that an answer names, upper case; None where it names none, or several.
+
+    The letter may stand alone, behind words that call it the answer, and before the text of its option: `B`, `(b)`,
+    `Option B`, `B: mitochondria`, `B because ...`.
+    """
+    text = _WRAPPER.sub("", unicodedata.normalize("NFKC", answer)).strip(_SURROUNDING)
+    match = _CHOICE.fullmatch(text)
+    if not match:
+        return None
+    letter, mark, option = match["letter"], match["mark"], match["text"] or ""
+    if option.strip(_SURROUNDING) and not _is_text(option, letter, mark, match["after"]):
+        return None
+    return letter.upper()
+
+
+def _is_text(option: str, letter: str, mark: str | None, after: str) -> bool:
+    """Whether what follows a letter is the text of its option: marked off, and no other choice."""
+    if not (mark or option.startswith("(") or any(bracket in after for bracket in ")]}")):
+        return False
+    lone = _LONE_LETTER.fullmatch(option)
+    if _JOINED.match(option) or _OTHER_LABEL.search(option) or (lone and lone[1].isupper() == letter.isupper()):
+        return False
+    is_abbreviation = mark == "." and option[0].isascii() and option[0].isalpha()  # i.e.
+    return not is_abbreviation and not (mark == "," and option.isascii())
 
 
 def read_gold(gold: str) -> str:

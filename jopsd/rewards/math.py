@@ -7,10 +7,14 @@ The expensive last stage (`jopsd.rewards.symbolic`) can run for ever on hostile 
 import re
 from typing import NamedTuple
 
-from jopsd.rewards.answer import MAX_CHARS, normalise, too_complex
+from jopsd.rewards.answer import normalise, too_complex
 from jopsd.rewards.boxed import last_boxed
+from jopsd.rewards.choice import read_letter
+from jopsd.rewards.names import with_names
+from jopsd.rewards.number import MAX_CHARS, UNENDING, exact_number, without_noise
+from jopsd.rewards.remarks import same_residue, split_domain, split_modulus
 from jopsd.rewards.score import FEEDBACK_CHARS, Score
-from jopsd.rewards.units import Tail, quantity, read_tail, same_quantity, units_differ
+from jopsd.rewards.units import Quantity, Tail, quantity, read_tail, same_quantity, units_differ
 
 SECONDS = 4.0  # limit of the symbolic stage where a timer can be set
 
@@ -83,11 +87,32 @@ def quick_grade(prediction: str | None, gold: str) -> Verdict | Question:
         return Verdict(True, "equal_text")
     if _WORDS_IN_MACRO.fullmatch(gold.strip()) and _WORDS.fullmatch(_plain(clean)):
         return Verdict(False, "words")
-    if (same := _same_reading(clean, clean_gold)) is not None:
+    decided = _compare(clean, clean_gold)
+    if decided == Verdict(False, "number") and (stored := without_noise(clean_gold)) != clean_gold:
+        return _compare(clean, stored)
+    return decided
+
+
+def _compare(prediction: str, gold: str) -> Verdict | Question:
+    """Two normalised answers: by their plain kind, and then as what algebra is asked."""
+    sides = [split_modulus(text) for text in (prediction, gold)]
+    if (same := same_residue(*sides)) is not None:
         return Verdict(same, "number")
-    if len(clean) > MAX_CHARS:
+    (prediction, _), (gold, _) = sides
+    said, wanted = (_LABELLED.fullmatch(text) for text in (prediction, gold))
+    if (wanted or _CHOICE.fullmatch(gold)) and (letter := read_letter(prediction)):
+        return Verdict(letter == (wanted[1] or wanted[2] if wanted else gold), "choice")
+    prediction, gold = (match[3] if match else text for match, text in ((said, prediction), (wanted, gold)))
+    if (said or wanted) and _same_text(prediction, gold):
+        return Verdict(True, "equal_text")
+    if (same := _same_reading(prediction, gold)) is not None:
+        return Verdict(same, "number")
+    if len(prediction) > MAX_CHARS:
         return Verdict(False, "too_long")
-    return _ask(read_tail(clean), read_tail(clean_gold))
+    domains = [split_domain(text) for text in (prediction, gold)]
+    if all(domain.over for domain in domains) and domains[0].over != domains[1].over:
+        return Verdict(False, "words")
+    return _ask(*(read_tail(domain.value) for domain in domains))
 
 
 def _ask(prediction: Tail, gold: Tail) -> Verdict | Question:
@@ -96,7 +121,7 @@ def _ask(prediction: Tail, gold: Tail) -> Verdict | Question:
         return Verdict(False, "unit")
     if prediction.changed != gold.changed:
         return Verdict(False, "words")
-    question = Question(*_told_apart(_prepare(prediction), _prepare(gold)))
+    question = Question(*_told_apart(*with_names(_prepare(prediction), _prepare(gold))))
     if question.prediction == question.gold:
         return Verdict(True, "equal_text")
     return Verdict(False, "too_complex") if any(map(too_complex, question)) else question
@@ -127,9 +152,14 @@ def _same_text(one: str, other: str) -> bool:
 _CLOCK = re.compile(r"(\d{1,2}) ?: ?([0-5]\d)(?: ?: ?([0-5]\d))?(?: ?(?:([ap])\.? ?m\b\.?))?", re.IGNORECASE)
 _PROPORTION = re.compile(r"(\d{1,9}) ?: ?(\d{1,9})(?: ?: ?(\d{1,9}))?")
 _IN_BASE = re.compile(r"(\d[\dA-F]*) ?_ ?(?:\{ ?(\d{1,2}) ?\}|(\d{1,2}))")
-_LETTER = re.compile(r"(?:(?:option|choice|answer) )?[(\[]? ?([A-Ja-j]) ?[)\]]?", re.IGNORECASE)
-_LABELLED = re.compile(r"(?:\\text\s*\{ ?)?\(([A-J])\) ?\}? ?(.+)")
+_CHOICE = re.compile("[A-J]")
+# With its text: (C) 42, \text{C. } 42, C: x^2
+_LABELLED = re.compile(r"(?:\\text\s*\{ ?)?(?:\(([A-J])\)|([A-J])[.:)])(?: ?\} ?| |(?=\d))([^ ,;=^_+*/-].*)")
 _COMMA_DECIMAL = re.compile(r"([+-]?(?:\d+,(?:\d{1,2}|\d{4,})|0,\d{3}))")
+# 1.234.567 and 1.234,5 (1), 12,34,567 (2)
+_FOREIGN_GROUPS = re.compile(
+    r"[+-]?(?:\d{1,3}(?:\.\d{3}){2,}|(\d{1,3}(?:\.\d{3})+,\d+)|(\d{1,2}(?:,\d\d)+,\d{3}(?:\.\d+)?))"
+)
 
 
 def _same_reading(prediction: str, gold: str) -> bool | None:
@@ -141,9 +171,6 @@ def _same_reading(prediction: str, gold: str) -> bool | None:
     ratios = [_PROPORTION.fullmatch(text) for text in plain]
     if all(ratios):
         return _same_ratio(*([int(part) for part in ratio.groups() if part] for ratio in ratios))
-    letters = [_LETTER.fullmatch(text) for text in plain]
-    if all(letters) and len(gold) == 1 and gold.isupper():
-        return letters[0][1].upper() == gold
     return _same_number(*(_without_base_ten(text) for text in (prediction, gold)))
 
 
@@ -167,7 +194,7 @@ def _without_base_ten(text: str) -> str:
 def _same_number(prediction: str, gold: str) -> bool | None:
     """As `_same_reading`, for exact numbers with units, and for digits in a base, which equal only themselves.
 
-    A labelled choice, "(C) 42", is read as its letter or its number; a decimal comma, where gold is such a decimal.
+    Decimal commas, and groups of digits that other countries set, are read where the gold answer is such a number.
     """
     based = [_IN_BASE.fullmatch(text) for text in (prediction, gold)]
     if all(based):
@@ -178,21 +205,36 @@ def _same_number(prediction: str, gold: str) -> bool | None:
         return same_quantity(*quantities)
     if (based[0] or quantities[0]) and (based[1] or quantities[1]):
         return False
-    if quantities[1] and quantities[1].number.decimals and _COMMA_DECIMAL.fullmatch(tails[0].value):
-        read = quantity(tails[0]._replace(value=tails[0].value.replace(",", ".")))
-        return True if read and same_quantity(read, quantities[1]) else None
-    choice = _LABELLED.fullmatch(prediction)
-    labelled = choice and quantity(read_tail(choice[2]))
-    if labelled and (len(gold) == 1 and gold.isalpha() or quantities[1]):
-        return choice[1] == gold or bool(quantities[1] and same_quantity(labelled, quantities[1]))
+    written = _as_written_here(tails[0].value, quantities[1]) if quantities[1] else None
+    if written and (read := quantity(tails[0]._replace(value=written))) and same_quantity(read, quantities[1]):
+        return True
     return None
 
 
+def _as_written_here(text: str, gold: Quantity) -> str | None:
+    """A number with a decimal point and no separators, if it has a decimal comma or foreign groups; else None."""
+    if gold.number.decimals and _COMMA_DECIMAL.fullmatch(text):
+        return text.replace(",", ".")
+    if not (match := _FOREIGN_GROUPS.fullmatch(text)):
+        return None
+    whole, _, fraction = text.partition("," if match[1] else "." if match[2] else " ")
+    return re.sub("[.,]", "", whole) + ("." + fraction if fraction else "")
+
+
 _TRIGONOMETRIC = re.compile(
-    r"(\\(?:sin|cos|tan|cot|sec|csc) ?(?:\^ ?\{?-?\d\}? ?)?)(\(|\{)? ?(\d+(?:\.\d+)?) ?\^\\circ ?(?:(?(2)[)}]))"
+    r"(\\(?:sin|cos|tan|cot|sec|csc) ?(?:\^ ?\{?-?\d\}? ?)?)(\(|\{)? ?(\d+(?:\.\d+)?) ?(?:\^\\circ|degrees?) ?"
+    r"(?:(?(2)[)}]))"
 )
 _FUNCTION_LABEL = re.compile(r"(?<![A-Za-z\\])[A-Z](?=\([a-z]\) ?=)")
+_SEMICOLON = re.compile(r"([(\[\]][^,;]+);([^,;]+[)\[\]])")
 _OPEN_INTERVAL = re.compile(r"([\[\]])([^\[\](){}]+,[^\[\](){}]+)([\[\]])")
+_SET_OF_REALS = re.compile(
+    r"(?:\\\{ ?)?([a-z]) ?(?:\\in ?\\mathbb ?\{R\} ?)?(?::|\||\\mid(?![A-Za-z])) ?"
+    r"([^|{}]*(?:[<>]|\\[lg]e(?![a-z]))[^|\\]*(?:\\(?!\})[^|\\]*)*)(?:\\\})?"
+)
+_INEQUALITY = re.compile(r"[<>]|\\[gl]e(?![A-Za-z])")
+_UNION = re.compile(r"\\(?:cup|lor|vee)(?![A-Za-z])")
+_FACTOR = re.compile(r"(?<![\d.}/^])(\d+) ?/ ?(\d+) (?=\\(?:pi|sqrt)(?![A-Za-z])|[a-zA-Z](?![A-Za-z]))")
 
 
 def _prepare(tail: Tail) -> str:
@@ -201,11 +243,23 @@ def _prepare(tail: Tail) -> str:
     if not text:  # a multiplied value that is no plain number
         text = f"{tail.scale} \\cdot ({tail.value})"
     text = _TRIGONOMETRIC.sub(r"\1(\\frac{\3 \\pi}{180})", text)
-    text = text.replace("**", "^")
+    text = _FACTOR.sub(r"\\frac{\1}{\2} ", text.replace("**", "^"))
+    text = UNENDING.sub(_ended, text)
+    text = match[2] if (match := _SET_OF_REALS.fullmatch(text)) else text
+    text = _UNION.sub(r" \\text{ or } ", text) if _INEQUALITY.search(text) else text
     text = _FUNCTION_LABEL.sub(lambda match: match[0].lower(), text)
+    if match := _SEMICOLON.fullmatch(text):
+        text = f"{match[1]},{match[2]}"
     if (match := _OPEN_INTERVAL.fullmatch(text)) and (match[1], match[3]) != ("[", "]"):
         text = ("(" if match[1] == "]" else "[") + match[2] + (")" if match[3] == "[" else "]")
     return _both_signs(text)
+
+
+def _ended(decimal: re.Match) -> str:
+    """A decimal with dots behind it: the fraction that its last digit makes where it repeats, else the digits shown."""
+    whole, digits = decimal.groups()
+    number = exact_number(decimal[0]) if digits[-1] * 2 == digits[-2:] else None
+    return f"\\frac{{{number.value.numerator}}}{{{number.value.denominator}}}" if number else f"{whole}.{digits}"
 
 
 def _both_signs(text: str) -> str:

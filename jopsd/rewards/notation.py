@@ -20,9 +20,19 @@ _CHARACTERS = str.maketrans(
     | {"\u00b7": "\\cdot ", "\u22c5": "\\cdot ", "\u2219": "\\cdot ", "\u00f7": "\\div ", "\u00b1": "\\pm "}
     | {"\u2213": "\\mp ", "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2208": "\\in ", "\u2205": "\\emptyset "}
     | {"\u211d": "\\mathbb{R}", "\u2124": "\\mathbb{Z}", "\u2115": "\\mathbb{N}", "\u211a": "\\mathbb{Q}"}
-    | {"\u27e8": "(", "\u27e9": ")", "\u2329": "(", "\u232a": ")", "\u201c": '"', "\u201d": '"'}
-    | {"\u221b": "\\sqrt[3]", "\u221a": "\\sqrt "}
+    | {"\u27e8": "(", "\u27e9": ")", "\u2329": "(", "\u232a": ")", "\u2018": "'", "\u2019": "'"}
+    | {"\u221b": "\\sqrt[3]", "\u221a": "\\sqrt ", "\u2026": "...", "\u22ef": "...", "\u2103": "°C", "\u2109": "°F"}
+    | {"\u230a": "\\lfloor ", "\u230b": "\\rfloor ", "\u2308": "\\lceil ", "\u2309": "\\rceil "}
+    | {"\u2248": "\\approx ", "\u2243": "\\simeq ", "\u2245": "\\cong ", "\u223c": "\\sim ", "\u2261": "\\equiv "}
+    | {"\u2234": "\\therefore ", "\u21d2": "\\Rightarrow ", "\u2192": "\\to ", "\u2220": "\\angle "}
+    | {"\uffe5": "¥", "\uffe1": "£", "\uffe0": "¢", "\u25b3": "\\triangle ", "\u25b5": "\\triangle "}
+    | dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a\u300c\u300d\u300e\u300f\u3010\u3011", '"')
 )
+_GREEK_NAMES = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi"
+)
+_GREEK = dict(zip("αβγδεζηθικλμνξρστυφχψ", _GREEK_NAMES.split(), strict=True))
+_GREEK |= {"ω": "omega", "ϕ": "phi", "ϵ": "epsilon", "ϑ": "theta"}
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n")
 
@@ -54,6 +64,8 @@ _RENAMED = {
     "lg": "\\log_{10}",
     "geqslant": "\\ge ",
     "leqslant": "\\le ",
+    "longrightarrow": "\\to ",
+    "rightarrow": "\\to ",
     "geq": "\\ge ",
     "leq": "\\le ",
     "ne": "\\neq ",
@@ -83,21 +95,26 @@ _RULES = tuple(
         (rf"\\log_\s*\{{?e\}}?{_END}", r"\\ln "),
         (r"\\in\s*\\(?:mathbf|mathrm|text)\s*\{([RZNQC])\}", r"\\in \\mathbb{\1}"),
         (r"\\not\s*=", r"\\neq "),
-        (r"(?<![\\A-Za-z])sqrt(?=[({])", r"\\sqrt"),
+        (r"(\\[dtc]?frac)\s*(\\pi)\s*(\d)", r"\1{\2}{\3}"),
+        (r"^([a-z]) in (?=[(\[\]])", r"\1 \\in "),
         (r"\\sqrt\s*(\[[^\[\]]*\])\s*(\d)", r"\\sqrt\1{\2}"),
-        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\\\\\s*\[[^\[\]]{1,9}(?:ex|em|pt|cm|mm)\]", r"\\\\"),
         (r"\\(begin|end)\s*\{(?:small)?matrix\}", r"\\\1{pmatrix}"),
         (r"\\mathclose|\\mathopen", ""),
+        (r"(?<=\d) ?[xX] ?(?=10 ?(?:\^|\*\*))", r"\\times "),
+        (r"(?<=\w) ?=< ?(?=[\w\\.-])", r"\\le "),
         (r"\s?\{\s?,\s?\}\s?", ","),
         (r"\{\s?:\s?\}", ":"),
         (r"(?<=\d,)\\[,!;: ]\s?(?=\d{3}(?!\d))", ""),
     )
 )
 _RENAMING = re.compile(rf"\\({'|'.join(sorted(_RENAMED, key=len, reverse=True))}){_END}")
+# A Greek letter that is neither in a Greek word nor the prefix of a unit.
+_GREEK_LETTER = re.compile(rf"(?<![Ͱ-Ͽἀ-῿])(?!μ[A-Za-z])[{''.join(_GREEK)}](?![Ͱ-Ͽἀ-῿])")
+_OVERLINED = re.compile(r"(?:\d[\u0304\u0305])+")
 _ROOT = re.compile(r"([√∛])\s?(\d+(?:\.\d+)?|[a-z])")
-_HIGH = re.compile(r"(?<=[A-Za-z\dα-ωΑ-Ω)}\]])([⁰¹²³⁴-⁹⁺⁻ⁿ]+)")
-_LOW = re.compile(r"(?<=[A-Za-z\dα-ωΑ-Ω)}\]])([₀-₉₊₋ₙ]+)")
+_HIGH = re.compile(r"(?<=[^\W_⁰¹²³⁴-⁹₀-₉]|[)}\]])([⁰¹²³⁴-⁹⁺⁻ⁿ]+)")
+_LOW = re.compile(r"(?<=[^\W_⁰¹²³⁴-⁹₀-₉]|[)}\]])([₀-₉₊₋ₙ]+)")
 
 
 def respell(text: str) -> str | None:
@@ -105,6 +122,8 @@ def respell(text: str) -> str | None:
 
     A superscript digit is an exponent only after something it can raise: alone it is no digit.
     """
+    text = _OVERLINED.sub(lambda match: f"\\overline{{{re.sub('[^0-9]', '', match[0])}}}", text)
+    text = _GREEK_LETTER.sub(lambda match: f"\\{_GREEK[match[0]]} ", text)
     text = _ROOT.sub(r"\1{\2}", text)
     text = _HIGH.sub(lambda match: f"^{{{match[1].translate(_RAISED)}}}", text)
     text = _LOW.sub(lambda match: f"_{{{match[1].translate(_LOWERED)}}}", text)

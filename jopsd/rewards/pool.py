@@ -2,7 +2,8 @@ r"""A pool of killable worker processes for the symbolic stage of `jopsd.rewards
 
 Most answers are settled in the calling thread and never reach a process. The rest go to workers, one job at a time
 each, started on the first such answer; a worker past its deadline is killed and replaced, and the answer is wrong. A
-worker that dies otherwise costs no answer: its question goes once more to a fresh one.
+worker that dies otherwise costs no answer: its question goes once more to a fresh one. Limits are of processor time
+since the worker was ready, so that a busy machine changes no verdict.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import json
 import os
 import queue
 import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -25,8 +27,9 @@ from jopsd.rewards.boxed import last_boxed
 from jopsd.rewards.math import Question, Verdict, quick_grade, score
 from jopsd.rewards.score import Score
 
-DEADLINE_SECONDS = 5.0  # from sending the job to killing the worker
-START_SECONDS = 120.0  # importing sympy on a loaded machine
+DEADLINE_SECONDS = 5.0  # of processor time for an answer, after which its worker is killed
+STALLED_SECONDS = 600.0  # on the clock: a worker that is stopped uses no processor time
+START_SECONDS = 600.0  # importing sympy on a loaded machine
 STARTS = 3  # of a worker that a signal kills before it is ready
 JOBS_PER_WORKER = 2_000  # then replaced: sympy's caches grow
 CACHED_ANSWERS = 20_000
@@ -80,13 +83,13 @@ class MathPool:
         return result
 
     def judge(self, text: str, gold: str) -> "Future[Judgement]":
-        """As `submit`, with the stage that decided and the seconds that this answer took, waiting not included."""
+        """As `submit`, with the stage that decided and the processor seconds that this answer took."""
         if self._closed:
             raise RuntimeError("this math pool is closed")
-        start = time.perf_counter()
+        start = time.thread_time()
         prediction = last_boxed(text)
         decided = quick_grade(prediction, gold)
-        seconds = time.perf_counter() - start
+        seconds = time.thread_time() - start
         result: Future[Judgement] = Future()
         if isinstance(decided, Verdict):
             self._count(decided.stage)
@@ -270,17 +273,17 @@ class _Worker:
     def grade(self, question: Question, deadline: float) -> Verdict:
         """The verdict; after stage "timeout" or "crashed" the worker is not to be used again."""
         self.jobs += 1
-        start = time.perf_counter()
-        job = {**question._asdict(), "seconds": max(deadline - 1.0, deadline / 2)}
+        job = {**question._asdict(), "seconds": max(deadline - 1.0, deadline / 2), "kill_seconds": deadline}
         try:
             self.process.stdin.write(json.dumps(job).encode() + b"\n")
             self.process.stdin.flush()
-            reply = self._reply(deadline)
+            reply = self._reply(STALLED_SECONDS + deadline)
         except (BrokenPipeError, EOFError):
-            return Verdict(False, "crashed", time.perf_counter() - start)
+            timed_out = self.process.wait() == -signal.SIGXCPU
+            return Verdict(False, "timeout" if timed_out else "crashed", deadline)
         if reply is None:
-            return Verdict(False, "timeout", time.perf_counter() - start)
-        return Verdict(reply["correct"], reply["stage"], time.perf_counter() - start)
+            return Verdict(False, "crashed", deadline)
+        return Verdict(reply["correct"], reply["stage"], reply["seconds"])
 
     def kill(self) -> None:
         self.process.kill()

@@ -11,6 +11,7 @@ ON_PURPOSE: dict[str, frozenset[tuple[str, str]]] = {
     ),
     "a dash assigns as a colon does": frozenset({("kk", "\\boxed{ Alice - knight, Bob - knave, Carol - knight }")}),
     "the letter counts, not its case": frozenset({("sciknoweval", "<answer> a </answer>")}),
+    "a letter with the text of its option is that letter": frozenset({("sciknoweval", "<answer>A. foo</answer>")}),
     "the answer stands between tags, or in a box; loose or unclosed it is none": frozenset(
         {("sciknoweval", "A"), ("sciknoweval", "<answer>A"), ("gpqa", "The answer is (C)."), ("gpqa", "c.")}
     ),

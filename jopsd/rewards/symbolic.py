@@ -8,7 +8,9 @@ import logging
 import re
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 from jopsd.rewards.math import SECONDS, Question, Verdict
@@ -17,7 +19,10 @@ DIGITS = 50
 AGREEMENT = 1e-30  # relative, of two exact values
 DECIMAL_AGREEMENT = 1e-6  # where a side is a decimal literal
 MAX_SYMBOLS = 8
+MIN_WAIT = 0.01  # seconds between two looks at the time spent
 _DECIMAL_LITERAL = re.compile(r"\d?\.\d")
+_ROUNDED = re.compile(r"-? ?\d+(?:\.(\d+))?")
+_OR = re.compile(r"\\(?:cup|lor|vee)(?![A-Za-z])|\bor\b")
 # By what the symbols of two expressions are replaced, in turn: positive points decide; a negative one may refute.
 _POINTS = (
     ("17/13", "3/7", "29/11"),
@@ -30,19 +35,22 @@ _POINTS = (
 def symbolic_grade(question: Question, seconds: float = SECONDS) -> Verdict:
     """Settle a Question. Stages: "numeric", "math_verify", "unconfirmed", "timeout", "error_NAME".
 
+    seconds: of this thread's processor time, imports not counted; on other threads than the main one there is no limit.
     math-verify rounds to six decimals, so on its own 1/2004! equals 1/2006!: what it calls equal must agree at 50
     digits, relatively to 1e-30 (1e-6 where a side is a decimal literal).
     """
+    parse, verify = _library()
     try:
         with _deadline(seconds):
-            return _settle(question)
+            return _settle(question, parse, verify)
     except _DeadlineError:
         return Verdict(False, "timeout")
     except (Exception, RecursionError) as error:
         return Verdict(False, f"error_{type(error).__name__}")
 
 
-def _settle(question: Question) -> Verdict:
+def _library() -> tuple[Callable, Callable]:
+    """math-verify, as (parse one answer, say whether gold and prediction are equal)."""
     import math_verify
     from latex2sympy2_extended import NormalizationConfig
 
@@ -52,20 +60,71 @@ def _settle(question: Question) -> Verdict:
     # Its units stay off: they cost it all that stands between two text macros, and `units` has read them already.
     spelling = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
     boxes = [math_verify.LatexExtractionConfig(False, boxed_match_priority=0, normalization_config=spelling)]
-    prediction, gold = (
-        math_verify.parse(f"\\boxed{{{text}}}", boxes, parsing_timeout=None, extraction_mode="first_match")
-        for text in question
-    )
-    if not prediction or not gold:
-        return Verdict(False, "math_verify")
-    same = _same(prediction[0], gold[0])
+
+    def parse(text: str) -> Any:
+        found = math_verify.parse(f"\\boxed{{{text}}}", boxes, parsing_timeout=None, extraction_mode="first_match")
+        return found[0] if found else None
+
+    def verify(gold: Any, prediction: Any) -> bool:
+        return math_verify.verify(gold, prediction, timeout_seconds=None, allow_set_relation_comp=True)
+
+    return parse, verify
+
+
+def _settle(question: Question, parse: Callable, verify: Callable) -> Verdict:
+    sides = [_readings(text, parse) for text in question]
+    verdict = Verdict(False, "math_verify")
+    for texts_and_answers in product(*sides):
+        (texts, answers) = zip(*texts_and_answers, strict=True)
+        verdict = _judge(*answers, Question(*texts), verify)
+        if verdict.correct:
+            break
+    return verdict
+
+
+def _readings(text: str, parse: Callable) -> list[tuple[str, Any]]:
+    r"""What an answer says, as text and object: one reading, or of a \approx b two; none where it cannot be read.
+
+    Where b is not a rounded, of two digits at least, they are two answers, and so is none.
+    """
+    pieces = [(piece.strip(), parse(piece.strip())) for piece in text.split("\\approx")]
+    if len(pieces) > 1 and getattr(pieces[0][1], "is_Symbol", False):
+        del pieces[0]
+    if any(answer is None for _, answer in pieces):
+        return []
+    exact = _told(pieces[0][1])
+    for rounded, _ in pieces[1:]:
+        digits = _ROUNDED.fullmatch(rounded)
+        value = _value(exact) if digits and getattr(exact, "is_number", False) else None
+        if value is None or abs(value - _value(_decimal(rounded))) >= 10 ** -len(digits[1] or ""):
+            return []
+    return [piece for n, piece in enumerate(pieces) if not n or len(piece[0].lstrip("-0.").replace(".", "")) > 1]
+
+
+def _decimal(text: str) -> Any:
+    import sympy
+
+    return sympy.Rational(text.replace(" ", ""))
+
+
+def _judge(prediction: Any, gold: Any, question: Question, verify: Callable) -> Verdict:
+    if all(map(_are_inequalities, (prediction, gold))) and len({bool(_OR.search(text)) for text in question}) == 2:
+        return Verdict(_same_region(prediction, gold, question), "math_verify")
+    same = _same(prediction, gold)
     if same is not None:
         return Verdict(same, "numeric")
-    if math_verify.verify(gold, prediction, timeout_seconds=None, allow_set_relation_comp=True):
+    if verify(gold, prediction):
         tolerance = DECIMAL_AGREEMENT if any(map(_DECIMAL_LITERAL.search, question)) else AGREEMENT
-        confirmed = not _false_chain(prediction[0]) and _confirmed(prediction[0], gold[0], tolerance, question)
+        confirmed = not _false_chain(prediction) and _confirmed(prediction, gold, tolerance, question)
         return Verdict(confirmed, "math_verify" if confirmed else "unconfirmed")
-    return Verdict(_same_region(prediction[0], gold[0]), "math_verify")
+    return Verdict(_same_region(prediction, gold, question), "math_verify")
+
+
+def _are_inequalities(answer: Any) -> bool:
+    import sympy
+
+    kinds = (sympy.core.relational._Inequality, sympy.And)
+    return isinstance(answer, sympy.FiniteSet) and all(isinstance(part, kinds) for part in answer.args)
 
 
 def _same(one: Any, other: Any) -> bool | None:
@@ -87,7 +146,18 @@ def _same(one: Any, other: Any) -> bool | None:
         return True if True in differences else None
     if isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr):
         return _same_expression(one, other)
-    return None
+    chains = _links(one), _links(other)
+    return True if all(chains) and chains[0] == chains[1] else None
+
+
+def _links(answer: Any) -> frozenset | None:
+    """The inequalities of a chain, each as (smaller, greater, whether strict); None for what holds anything else."""
+    import sympy
+
+    links = answer.args if isinstance(answer, sympy.And) else (answer,)
+    if not all(isinstance(link, sympy.core.relational._Inequality) for link in links):
+        return None
+    return frozenset((link.lts, link.gts, link.rel_op in ("<", ">")) for link in links)
 
 
 def _all(verdicts: Iterator[bool | None]) -> bool | None:
@@ -217,14 +287,24 @@ def _false_chain(prediction: Any) -> bool:
     return any(_same(link.lhs, link.rhs) is False for link in links)
 
 
-def _same_region(one: Any, other: Any) -> bool:
-    """Whether two answers are the same set of numbers, one at least told by inequalities in a single unknown."""
+def _same_region(one: Any, other: Any, question: Question) -> bool:
+    """Whether two answers are the same set of numbers, one at least told by inequalities in a single unknown.
+
+    Of several inequalities any may hold, unless that leaves out no number and no "or" stands between them.
+    """
     import sympy
 
-    def region(answer: Any) -> Any:
+    def region(answer: Any, text: str) -> Any:
+        if isinstance(answer, sympy.Interval | sympy.Union):
+            return answer
+        if isinstance(answer, sympy.Eq) and answer.lhs.is_Symbol:
+            return answer.rhs if isinstance(answer.rhs, sympy.Interval | sympy.Union) else None
         if isinstance(answer, sympy.FiniteSet) and answer.args:
-            parts = [region(part) for part in answer.args]
-            return sympy.Union(*parts) if all(parts) else None
+            parts = [region(part, text) for part in answer.args]
+            if None in parts:
+                return None
+            either = sympy.Union(*parts)
+            return sympy.Intersection(*parts) if either == sympy.Reals and not _OR.search(text) else either
         inequalities = answer.args if isinstance(answer, sympy.And) else (answer,)
         told = all(isinstance(part, sympy.core.relational._Inequality) for part in inequalities)
         return answer.as_set() if told and len(answer.free_symbols) == 1 else None
@@ -232,7 +312,7 @@ def _same_region(one: Any, other: Any) -> bool:
     unknowns = [side.free_symbols if isinstance(side, sympy.Basic) else set() for side in (one, other)]
     if all(unknowns) and unknowns[0] != unknowns[1]:
         return False
-    regions = [side if isinstance(side, sympy.Interval | sympy.Union) else region(side) for side in (one, other)]
+    regions = [region(side, text) for side, text in zip((one, other), question, strict=True)]
     return any(unknowns) and None not in regions and bool(regions[0] == regions[1])
 
 
@@ -242,14 +322,19 @@ class _DeadlineError(BaseException):
 
 @contextlib.contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
+    """Raise _DeadlineError once the main thread has spent these seconds of processor time, whatever the clock says."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    end = time.thread_time() + seconds
 
-    def stop(signum: int, frame: Any) -> None:
-        raise _DeadlineError
+    def look(signum: int, frame: Any) -> None:
+        left = end - time.thread_time()
+        if left <= 0:
+            raise _DeadlineError
+        signal.setitimer(signal.ITIMER_REAL, max(left, MIN_WAIT))
 
-    previous = signal.signal(signal.SIGALRM, stop)
+    previous = signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield

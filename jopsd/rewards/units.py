@@ -4,47 +4,51 @@ r"""What trails a mathematical answer: a unit, a noun, a percent sign, "million"
 """
 
 import re
+import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
-from jopsd.rewards.answer import MAX_DIGITS, Number, exact_number, same_number
+from jopsd.rewards.number import Number, exact_number, same_number
+from jopsd.rewards.remarks import changes
+
+MAX_TAIL_CHARS = 400
 
 # By unit: its spellings. Two known units that differ are two answers; a unit against none is not compared.
 _SPELLINGS = {
-    "metre": "m meter meters metre metres",
-    "centimetre": "cm centimeter centimeters centimetre centimetres",
-    "millimetre": "mm millimeter millimeters millimetre millimetres",
+    "metre": "m meter meters metre metres м 米",
+    "centimetre": "cm centimeter centimeters centimetre centimetres см 厘米 公分 センチ センチメートル",
+    "millimetre": "mm millimeter millimeters millimetre millimetres мм 毫米",
     "micrometre": "µm μm",
-    "kilometre": "km kilometer kilometers kilometre kilometres kms",
-    "inch": "in inch inches",
-    "foot": "ft foot feet",
+    "kilometre": "km kilometer kilometers kilometre kilometres kms км 千米 公里 キロメートル",
+    "inch": "in inch inches 英寸",
+    "foot": "ft foot feet 英尺",
     "yard": "yd yard yards",
-    "mile": "mi mile miles",
-    "gram": "g gm gram grams",
-    "kilogram": "kg kgs kilogram kilograms",
+    "mile": "mi mile miles 英里",
+    "gram": "g gm gram grams г гр 克 グラム",
+    "kilogram": "kg kgs kilogram kilograms кг 千克 公斤 キログラム",
     "milligram": "mg milligram milligrams",
-    "tonne": "tonne tonnes ton tons",
+    "tonne": "tonne tonnes ton tons т 吨",
     "pound": "lb lbs pound pounds",
     "ounce": "oz ounce ounces",
-    "second": "s sec secs second seconds",
-    "minute": "min mins minute minutes",
-    "hour": "h hr hrs hour hours",
-    "day": "day days",
-    "week": "week weeks",
-    "month": "month months",
-    "year": "yr yrs year years",
-    "litre": "l liter liters litre litres",
-    "millilitre": "ml milliliter milliliters millilitre millilitres",
+    "second": "s sec secs second seconds с сек 秒",
+    "minute": "min mins minute minutes мин минут минуты 分钟 分鐘",
+    "hour": "h hr hrs hour hours ч час часа часов 小时 小時 時間",
+    "day": "day days 天 日",
+    "week": "week weeks 周",
+    "month": "month months 个月 月",
+    "year": "yr yrs year years 年 岁 歳 год года лет",
+    "litre": "l liter liters litre litres л 升 リットル",
+    "millilitre": "ml milliliter milliliters millilitre millilitres мл 毫升",
     "gallon": "gal gallon gallons",
     "cup": "cup cups",
-    "dollar": "dollar dollars usd",
+    "dollar": "dollar dollars usd 美元 доллар доллара долларов",
     "cent": "cent cents ¢",
-    "euro": "euro euros eur €",
+    "euro": "euro euros eur € евро 欧元",
     "sterling": "gbp £",
-    "yuan": "yuan rmb cny 元",
-    "yen": "yen jpy ¥",
+    "yuan": "yuan rmb cny 元 块 圆 人民币",
+    "yen": "yen jpy ¥ 円 日元",
     "rupee": "rupee rupees inr rs ₹",
-    "degree": "degree degrees deg °",
+    "degree": "degree degrees deg ° 度 градус градуса градусов grados grad",
     "celsius": "°c celsius",
     "fahrenheit": "°f fahrenheit",
     "radian": "rad rads radian radians",
@@ -65,16 +69,23 @@ _SPELLINGS = {
 _UNITS = {spelling: unit for unit, spellings in _SPELLINGS.items() for spelling in spellings.split()}
 _UNITS |= {"mph": "mile/hour", "kmh": "kilometre/hour", "kph": "kilometre/hour", "kmph": "kilometre/hour"}
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
+_POWERS |= {"кв": 2, "квадратных": 2, "平方": 2, "куб": 3, "кубических": 3, "立方": 3}
 _BY = {"/", "per", "a", "an", "each", "every"}
-_MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}  # powers of ten
-_PERCENT = {"%", "percent", "percentage", "pct", "per cent"}
+_POWERS_OF_TEN = {
+    2: "hundred 百",
+    3: "thousand тысяча тысячи тысяч тыс tausend mille mil 千 천",
+    4: "万 萬 만",
+    5: "lakh lakhs लाख",
+    6: "million millions миллион миллиона миллионов млн millionen millones milhões milioni",
+    7: "crore crores करोड",
+    8: "亿 億 억",
+    9: "billion billions миллиард миллиарда миллиардов млрд milliarden milliards",
+    12: "trillion trillions 兆",
+}
+_MULTIPLIERS = {word: power for power, words in _POWERS_OF_TEN.items() for word in words.split()}
+_PERCENT = {"%", "percent", "percentage", "pct", "per cent", "процент", "процента", "процентов", "prozent"}
+_MONEY = "€£¥₹₽₩₪฿₫₺₴₦₱₡¢"
 
-# A tail of these says something else than what stands before it.
-_CHANGING = frozenset(
-    "or and not no nor but wrong false incorrect untrue than more less fewer greater least most minus plus times over"
-    " to through between from except without if unless either neither maybe perhaps possibly is are was dozen dozens"
-    " pi mod modulo divided multiplied dozen".split()
-)
 _FUNCTIONS = frozenset("sin cos tan cot sec csc log ln exp sqrt lim max min gcd lcm mod frac cdot pi".split())
 
 _MACRO = r"\\(?:text|mathrm|mathbf|mathit)"
@@ -85,13 +96,17 @@ _NUMBER_AT_START = re.compile(
     rf"| ?(?:\\times|\\cdot) ?10 ?\^ ?(?:\{{[^{{}}]*\}}|\d+))?|{_FRACTION})"
 )
 _MACRO_TAIL = re.compile(rf"\s*(?:\^\\circ\s*)?(?:{_MACRO}|\\frac\s*\{{\s*{_MACRO}|\\%)")
-_WORD_TAIL = re.compile(r"\s*(?:\^\\circ|[A-Za-z€£¥₹元¢°])")
+_WORD_TAIL = re.compile(rf"\s*(?:\^\\circ|[^\W\d_]|[{_MONEY}°])|\s+[(\[]")
+_ORDINAL = re.compile(r"(\d+) ?(?:\^ ?)?(?:\{ ?)?(?:\\text ?\{ ?)?(?:st|nd|rd|th) ?\}{0,2}")
+_BRACKETED = re.compile(r"(.*?)\s+[(\[]([^()\[\]]*)[)\]]\s*")
+_SMALL_WORDS = frozenset("in of a an the at on for per by".split())  # not first: "in" is a unit
 # Quantifiers that never give back: a long row of macros is read once.
 _MACROS_AT_END = re.compile(rf"(?: ?+(?:/ ?+)?+\\(?:text|mathrm) ?+\{{[^{{}}]*+\}}(?:{_POWER})?+)++ ?$")
 _COMPLETE = re.compile(r"(?:[\d})\]!|]|\\pi|\\infty|(?<![A-Za-z\\])[a-z])$")  # a value, with no operator open
 _UNIT_AT_END = re.compile(rf"(?<=[}})\s])(?:square |sq |cubic )?[a-z]{{2,12}}\.?(?:{_POWER})?$")
 _CURRENCY = re.compile(
-    r"([+-]?) ?(?:US|USD|EUR|GBP|INR|RMB|CNY|Rs\.?|[€£¥₹]|\\(?:pounds|euro|yen)|\\text\{ ?Rs\.? ?\}) ?(?=[\d.])"
+    rf"([+-]?) ?(?:US|USD|EUR|GBP|INR|RMB|CNY|JPY|KRW|RUB|Rs\.?|[{_MONEY}]|\\(?:pounds|euro|yen)"
+    r"|\\text\{ ?Rs\.? ?\}) ?(?=[\d.])"
 )
 _CLEANING = tuple(
     (re.compile(pattern), replacement)
@@ -106,9 +121,10 @@ _CLEANING = tuple(
         (r"(?<=[A-Za-z])\.(?=\s|$)|(?<=[A-Za-z])\.(?=[a-z])", " "),
         (r"^\s*\((.*)\)\s*$", r"\1"),
         (r"°\s+([CF])\b", r"°\1"),
+        (r"([百千万萬亿億兆천만억]|平方|立方)", r" \1 "),
     )
 )
-_TOKEN = re.compile(r"°?[^\W\d_](?:[^\W\d_]|['’-])*|\^-?\d|[/%°€£¥₹元¢]|\S")
+_TOKEN = re.compile(rf"°?[^\W\d_](?:[^\W\d_]|['’-])*|\^-?\d|[/%°{_MONEY}]|\S")
 
 
 class Tail(NamedTuple):
@@ -135,8 +151,10 @@ class Quantity(NamedTuple):
 
 def read_tail(text: str) -> Tail:
     """Split a normalised answer into what it says and what trails it; the whole is the value where nothing does."""
-    if len(text) > 2 * MAX_DIGITS:
+    if len(text) > MAX_TAIL_CHARS:
         return Tail(text)
+    if ordinal := _ORDINAL.fullmatch(text):
+        return Tail(ordinal[1])
     text = _CURRENCY.sub(r"\1", text, count=1) if _CURRENCY.match(text) else text
     number = _NUMBER_AT_START.match(text)
     if number and exact_number(number[0].strip()):
@@ -155,6 +173,7 @@ def read_tail(text: str) -> Tail:
 
 
 def _words(tail: str) -> list[str]:
+    tail = "".join(character for character in tail if not unicodedata.category(character).startswith("M"))
     for pattern, replacement in _CLEANING:
         tail = pattern.sub(replacement, tail)
     return _TOKEN.findall(tail)
@@ -165,7 +184,10 @@ def _trailing(value: str, tail: str, bare: bool) -> Tail | None:
 
     A bare one, of letters without a macro, must be of known units or of whole words after a space.
     """
-    words = _words(tail)
+    if (bracketed := _BRACKETED.fullmatch(tail)) and bracketed[1].strip():  # 5 cm (length)
+        inside = _trailing(value, f" {bracketed[2]}", bare)
+        return _trailing(value, bracketed[1], bare) if inside and inside.scale == 1 and not inside.percent else None
+    words = _words(bracketed[2] if bracketed else tail)
     if " ".join(words).lower() in _PERCENT:
         return Tail(value, percent=True)
     scale = Fraction(1)
@@ -178,11 +200,17 @@ def _trailing(value: str, tail: str, bare: bool) -> Tail | None:
     if not is_variable and (unit := _canonical(words)):
         return Tail(value, unit, scale=scale)
     lowered = {word.lower() for word in words}
-    if lowered & _CHANGING or not all(re.fullmatch(r"-?(?:[^\W\d_]|['’-])+|[(),.]|\^-?\d|/", word) for word in words):
+    said = all(re.fullmatch(rf"-?(?:[^\W\d_]|['’-])+|[(),.]|\^-?\d|/|[{_MONEY}]", word) for word in words)
+    if not said or changes(words):
         return None
-    is_noun = tail[:1].isspace() and not lowered & _FUNCTIONS
-    is_noun = is_noun and all(word.isalpha() and len(word) > 2 for word in words)
+    is_noun = tail[:1].isspace() or not words[0].isascii()
+    is_noun = is_noun and not lowered & _FUNCTIONS and all(map(_is_noun, words[-1:]))
+    is_noun = is_noun and all(word in _SMALL_WORDS or _is_noun(word) for word in words)
     return Tail(value, "", scale=scale) if is_noun or not bare else None
+
+
+def _is_noun(word: str) -> bool:
+    return word in _MONEY or (word.replace("-", "").isalpha() and (len(word) > 2 or not word.isascii() or word == "kr"))
 
 
 def _canonical(tokens: list[str]) -> str | None:
