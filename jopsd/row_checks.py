@@ -5,8 +5,10 @@ from pathlib import Path
 
 from jopsd.config import Config, ConfigError
 from jopsd.data.problem import Problem
-from jopsd.models.hf import read_config
-from jopsd.prompts import Item
+from jopsd.models.hf import CONFIG, read_config
+from jopsd.models.safetensors_files import read_json
+from jopsd.models.tokenizer import solution_ids
+from jopsd.prompts import Item, Tokenizers
 from jopsd.rewards.grader import fault_of_row, require_sandbox
 from jopsd.rewards.sandbox import SandboxError
 from jopsd.schema import Data
@@ -90,4 +92,45 @@ def check_vocabulary(directory: Path, vocab_size: int, tokenizer, stop_ids, item
         raise ConfigError(
             f"{directory}: its tokenizer gives token {used} ({tokenizer.convert_ids_to_tokens(used)!r}), but the model "
             f"has a vocabulary of {vocab_size}; model and tokenizer do not belong together"
+        )
+
+
+def window_of(directory: Path) -> int | None:
+    """Tokens that a model is made for, with a stretched rotary embedding; None where its config.json does not say."""
+    raw = read_json(directory / CONFIG, "")
+    stated = raw.get("max_position_embeddings")
+    if not stated:
+        return None
+    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    factor, original = rope.get("factor"), rope.get("original_max_position_embeddings") or stated
+    kind = rope.get("rope_type") or rope.get("type")
+    stretched = int(original * factor) if factor and kind in ("yarn", "linear", "dynamic") else 0
+    return max(int(stated), stretched)
+
+
+def check_windows(config: Config, tokenizers: Tokenizers, train: list[Item], held_out: list[Item]) -> None:
+    """Every prompt fits the model that reads it together with the longest completion.
+
+    Raises:
+      ConfigError: one that does not.
+    """
+    own = config.method.trains_on == "solution"
+    drawn = config.sampling.max_new_tokens
+    for item in train:
+        solution = len(solution_ids(tokenizers.student, item.problem.solution, 0)) if own else drawn
+        _check_window(tokenizers, item, min(solution, drawn), "sampling.max_new_tokens")
+    for item in held_out:
+        _check_window(tokenizers, item, config.eval.max_new_tokens, "eval.max_new_tokens")
+
+
+def _check_window(tokenizers: Tokenizers, item: Item, most: int, key: str) -> None:
+    for view, ids in item.prompts.items():
+        window = tokenizers.window_of(item.problem, view)
+        if window is None or len(ids) + most <= window:
+            continue
+        problem = item.problem
+        raise ConfigError(
+            f"{problem.source or 'data'}, row {problem.row} (counted from 0), {view} prompt: its {len(ids)} tokens and "
+            f"{most} of a completion ({key}) pass the {window} that the model is made for (max_position_embeddings in "
+            f"its {CONFIG}); lower {key}, or leave long rows out by max_prompt_tokens and on_long_prompt: skip"
         )

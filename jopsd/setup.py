@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from jopsd import checkpoint
 from jopsd.config import Config, ConfigError
-from jopsd.data.chat import require_chat_template
+from jopsd.data.chat import check_chat_template
 from jopsd.data.datasets import load_problems
 from jopsd.data.loader import Part
 from jopsd.data.problem import RowError
@@ -26,8 +26,17 @@ from jopsd.models.hf import architecture, fetch_from_hub, load_pretrained, read_
 from jopsd.models.lora import Adapter, init_adapter
 from jopsd.models.peft import load_adapter
 from jopsd.models.sharding import tree_shardings
-from jopsd.models.tokenizer import eos_ids, load_tokenizer
-from jopsd.prompts import Item, Tokenizers, make_items, required_fields, student_prompt, training_prompts, with_template
+from jopsd.models.tokenizer import load_tokenizer, read_tokenizer, stop_tokens
+from jopsd.prompts import (
+    Item,
+    Tokenizers,
+    make_items,
+    required_fields,
+    student_prompt,
+    training_prompts,
+    try_group_prompts,
+    with_template,
+)
 from jopsd.rewards.grader import AUTO, gold_field
 from jopsd.row_checks import (
     check_same_vocabulary,
@@ -35,7 +44,9 @@ from jopsd.row_checks import (
     check_teachers,
     check_vocabulary,
     check_weights,
+    check_windows,
     gradable,
+    window_of,
 )
 from jopsd.schema import Model
 from jopsd.step import StepOptions, TrainState, init_state, make_optimizer
@@ -49,7 +60,8 @@ BUILTIN = {"builtin:sums": _DATA / "sums_base", "builtin:sums_expert": _DATA / "
 class Task(NamedTuple):
     """The host side: tokenizers, training items, held-out items, and how many rows were left out and why.
 
-    parts: which training items come from one source of a mixture, in their order.
+    parts: which training items come from one source of a mixture, in their order. notes: what a reader should know of
+    how model and rows were read, a line each.
     """
 
     tokenizers: Tokenizers
@@ -58,6 +70,7 @@ class Task(NamedTuple):
     held_out: list[Item]
     skipped: dict[str, int]
     parts: tuple[Part, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def tokenizer(self):
@@ -115,10 +128,12 @@ def make_task(config: Config) -> Task:
         check_weights(config.eval.data)
     directory = model_dir(config.model)
     vocab_size = read_config(directory).vocab_size  # an architecture we cannot run is the cheapest error of all
-    tokenizer = load_tokenizer(directory)
-    require_chat_template(tokenizer)
-    tokenizers = Tokenizers(tokenizer, _teacher_tokenizers(config, tokenizer, vocab_size))
-    stop_ids = eos_ids(directory, tokenizer)
+    tokenizer, notes = read_tokenizer(directory)
+    check_chat_template(tokenizer)
+    stops = stop_tokens(directory, tokenizer)
+    teachers, windows = _teacher_tokenizers(config, tokenizer, vocab_size)
+    tokenizers = Tokenizers(tokenizer, teachers, window_of(directory), windows)
+    notes = [*notes, *filter(None, [stops.note])]
     skipped: dict[str, int] = {}
 
     def items(data, label, required, prompts_of, graded):
@@ -165,30 +180,33 @@ def make_task(config: Config) -> Task:
         required = tuple({"problem", *filter(None, [gold]), *context.required_fields(teacher=False)})
         parts = of_parts(config.eval.data, "eval.data", required, prompts_of, True)
         held_out = [item for part, _ in parts for item in part]
-    check_vocabulary(directory, vocab_size, tokenizer, stop_ids, train + held_out)
+    check_vocabulary(directory, vocab_size, tokenizer, stops.ids, train + held_out)
+    check_windows(config, tokenizers, train, held_out)
+    try_group_prompts(config, tokenizers, train)
     if config.reward is not None and config.reward.name == AUTO and _names(train + held_out, "code"):
         check_sandbox(config)
     parts = tuple(Part(len(part), weight) for part, weight in made)
-    return Task(tokenizers, stop_ids, train, held_out, skipped, parts)
+    return Task(tokenizers, stops.ids, train, held_out, skipped, parts, tuple(notes))
 
 
-def _teacher_tokenizers(config: Config, student, vocab_size: int) -> dict[str, object]:
-    """Tokenizers of external teachers by label, each of which must give every token the number the student's does.
+def _teacher_tokenizers(config: Config, student, vocab_size: int) -> tuple[dict[str, object], dict[str, int | None]]:
+    """Tokenizers and windows of external teachers by label.
 
     Raises:
-      ConfigError: no such model, or another vocabulary.
+      ConfigError: no such model, or one that does not give every token the number the student's does.
     """
-    tokenizers = {}
+    tokenizers, windows = {}, {}
     for label, path in config.teacher.external.items():
         key = f"teacher.models.{label}" if label else "teacher.path"
         directory = source_dir(path, key, weights=False)
         tokenizers[label] = load_tokenizer(directory)
-        require_chat_template(tokenizers[label])
+        check_chat_template(tokenizers[label])
+        windows[label] = window_of(directory)
         check_same_vocabulary(key, directory, tokenizers[label], student, vocab_size)
     if config.reference.path is not None:
         directory = source_dir(config.reference.path, "reference.path", weights=False)
         check_same_vocabulary("reference.path", directory, load_tokenizer(directory), student, vocab_size)
-    return tokenizers
+    return tokenizers, windows
 
 
 def _names(items: list[Item], verifier: str) -> bool:

@@ -241,7 +241,8 @@ def test_skipped_rows_are_counted_by_reason(tmp_path):
     )
     assert [p.problem for p in problems] == ["a"]
     assert sum(skipped.values()) == 3
-    assert skipped["solution: none of the columns solution, r1_solution_1, ref_solution is there"] == 2
+    columns = "solution, r1_solution_1, ref_solution, privileged_context, completion"
+    assert skipped[f"solution: none of the columns {columns} is there"] == 2
     assert skipped["problem: column 'problem' is empty"] == 1
 
 

@@ -324,3 +324,60 @@ def test_a_row_without_the_field_of_a_context_is_refused_with_method_context_fie
 )
 def test_a_value_out_of_range_is_refused_with_its_key(refuse, method, told):
     assert told in refuse(method=method)
+
+
+SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("change", "first", "told"),
+    [
+        (lambda given: SYSTEM + given, 1, "fails on the turns system, user: no system here"),
+        (lambda given: "{% for t in tools %}{{ t }}{% endfor %}" + given, 0, "fails on the turns user"),
+        (lambda given: "{% for m in messages %}", 0, "fails on the turns user"),
+        (lambda given: given.replace("in messages", "in messages[-1:]"), 1, "leaves out the system's turn 'Be brief.'"),
+        (lambda given: given.replace("message.content", "'Q'"), 0, "leaves out the user's turn 'Problem: 1+2'"),
+    ],
+)
+def test_a_chat_template_that_cannot_show_a_row_is_refused_with_model_view_and_row(
+    refuse, model, tmp_path, change, first, told
+):
+    path = model / "tokenizer_config.json"
+    edit(path, chat_template=change(json.loads(path.read_text())["chat_template"]))
+    write_rows(tmp_path / "rows.jsonl", [GOOD, {**GOOD, "system": "Be brief."}, {**GOOD, "system": "Be brief."}])
+    message = refuse(f"model.path={model}", f"data.source={tmp_path / 'rows.jsonl'}", "eval=null")
+    assert "\n" not in message and str(model) in message and "student prompt" in message
+    assert f"{tmp_path / 'rows.jsonl'}, row {first} (counted from 0)" in message and told in message
+
+
+def test_rows_that_a_template_cannot_show_are_left_out_where_asked(refuse, model, tmp_path):
+    path = model / "tokenizer_config.json"
+    edit(path, chat_template=SYSTEM + json.loads(path.read_text())["chat_template"])
+    write_rows(tmp_path / "rows.jsonl", [{**GOOD, "system": "Be brief."}] * 2)
+    message = refuse(f"model.path={model}", f"data.source={tmp_path / 'rows.jsonl'}", "data.on_bad_row=skip")
+    assert "no problem is left after skipping {'student prompt: chat template fails': 2}" in message
+
+
+def test_a_prompt_that_does_not_open_the_assistants_turn_is_refused(refuse, model):
+    path = model / "tokenizer_config.json"
+    edit(path, chat_template=json.loads(path.read_text())["chat_template"].partition("{%- if add_gen")[0])
+    message = refuse(f"model.path={model}")
+    assert str(model) in message and "ignores add_generation_prompt" in message and "<|im_start|>assistant" in message
+
+
+def test_a_teacher_that_reads_the_students_prompt_is_refused_with_the_row(refuse):
+    message = refuse("context.teacher_template='Problem: {problem}'")
+    assert "sums, row 0 (counted from 0), teacher prompt: it is the student's prompt" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "view"), [((), "student"), (("data.max_prompt_tokens=20", "data.on_long_prompt=skip"), "none")]
+)
+def test_prompts_that_pass_the_models_context_with_their_completion_are_refused(refuse, model, overrides, view):
+    edit(model / "config.json", max_position_embeddings=60)
+    message = refuse(f"model.path={model}", *overrides)
+    if view == "student":
+        assert "sums, row 0 (counted from 0), student prompt: its 21 tokens and 44 of a completion" in message
+        assert "max_position_embeddings" in message and "sampling.max_new_tokens" in message
+    else:
+        assert "no problem is left" in message

@@ -3,15 +3,14 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from jopsd.data.datasets import GENERATORS, LeftOut, from_rows, kept_columns, load_rows, read_problems
 from jopsd.data.problem import Problem, RowError, require_fields
-from jopsd.data.schemas import detect, translations
+from jopsd.data.schemas import ALIASES, detect, translations
 from jopsd.rewards.grader import fault_of_gold
 
-FIELDS = tuple(f.name for f in fields(Problem) if f.name not in ("source", "extra", "row"))
+FIELDS = tuple(ALIASES)
 MEASURED = ("problem", "solution", "answer", "tests")
 SHOWN_CHARS = 600  # of each field of the first row
 
