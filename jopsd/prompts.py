@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from jopsd.contexts import Absent, Attempt, Context, Prompt, SolutionContext
 from jopsd.data.chat import ChatError, render
 from jopsd.data.problem import Problem
+from jopsd.data.schemas import ALIASES
 from jopsd.methods import Method
 from jopsd.rewards.grader import gold_field
 from jopsd.schema import Config, Data, Reading
@@ -23,10 +24,14 @@ PromptIds = Mapping[str, list[int] | list[list[int]]]
 
 
 class Item(NamedTuple):
-    """A problem with its prompts: token ids by view, "student" and the teacher's as far as known before sampling."""
+    """A problem with its prompts: token ids by view, "student" and the teacher's as far as known before sampling.
+
+    graded: False for a row whose completions cannot be graded, where nothing is learnt from grades.
+    """
 
     problem: Problem
     prompts: dict[str, list[int]]
+    graded: bool = True
 
 
 class PromptError(ValueError):
@@ -72,11 +77,17 @@ def required_fields(config: Config) -> tuple[str, ...]:
     fields = {"problem", *config.context.required_fields(teacher=bool(config.method.teacher_views))}
     if config.method.trains_on == "solution":
         fields.add("solution")
-    if config.reward and config.method.trains_on == "rollouts" and (gold := gold_field(config.reward.name)):
+    if needs_grades(config) and (gold := gold_field(config.reward.name)):
         fields.add(gold)
     if config.teacher.models:
         fields.add("teacher")
-    return tuple(sorted(fields))
+    # In the order of a row, so that a row without a solution is not blamed for the answer that would be taken from it.
+    return tuple(sorted(fields, key=tuple(ALIASES).index))
+
+
+def needs_grades(config: Config) -> bool:
+    """Whether something is learnt from grades; else they are for the logs alone."""
+    return config.method.uses_reward or (bool(config.method.teacher_views) and config.context.reads_attempts)
 
 
 def training_prompts(config: Config, tokenizers: Tokenizers, problem: Problem) -> dict[str, list[int]]:

@@ -145,7 +145,8 @@ def draw_rollouts(
         if wanted is not None and completion.request_id not in wanted:
             continue
         text = completion_text(tokenizer, completion.completion_ids, stops[completion.request_id])
-        graded = None if grade is None else grade(text, items[completion.request_id].problem)
+        item = items[completion.request_id]
+        graded = None if grade is None or not item.graded else grade(text, item.problem)
         pending.append((completion, text, graded))
         while pending and (pending[0][-1] is None or pending[0][-1].done()):
             yield first()

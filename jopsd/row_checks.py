@@ -5,11 +5,12 @@ from pathlib import Path
 
 from jopsd.config import Config, ConfigError
 from jopsd.data.problem import Problem
+from jopsd.data.remarks import Remark, doubts, told
 from jopsd.models.hf import CONFIG, read_config
 from jopsd.models.safetensors_files import read_json
-from jopsd.models.tokenizer import solution_ids
+from jopsd.models.tokenizer import control_tokens, solution_ids
 from jopsd.prompts import Item, Tokenizers
-from jopsd.rewards.grader import fault_of_row, require_sandbox
+from jopsd.rewards.grader import fault_of_row, gold_field, gold_of, require_sandbox, verifier_of
 from jopsd.rewards.sandbox import SandboxError
 from jopsd.schema import Data
 
@@ -52,6 +53,46 @@ def gradable(reward: str, data: Data, label: str, problems: list[Problem]) -> tu
             f"or {label}.on_bad_row: skip"
         )
     return kept, Counter(f"{fault[0]}: not one that {reward} can grade" for fault in faults if fault is not None)
+
+
+def ungraded(reward: str, label: str, problems: list[Problem]) -> tuple[set[int], list[str]]:
+    """Places of problems with nothing to grade by, and a line that says so; for methods that learn from no grade."""
+    lacking = [place for place, problem in enumerate(problems) if gold_of_row(reward, problem) is None]
+    if not lacking:
+        return set(), []
+    first, field = problems[lacking[0]], gold_field(reward) or "answer"
+    line = (
+        f"{label}: {len(lacking)} of {len(problems)} rows have no {field}, so their rollouts have no reward in the "
+        f"logs (nothing else needs one); the first is row {first.row} (counted from 0); set {label}.columns.{field} to "
+        "the column that holds it, or reward: null"
+    )
+    return set(lacking), [line]
+
+
+def gold_of_row(reward: str, problem: Problem) -> str | None:
+    """What the verifier of a row compares with; None where the row has nothing, or does not say which verifier."""
+    name = verifier_of(reward, problem)
+    return None if name is None else gold_of(name, problem)
+
+
+def remarks_of(reward: str | None, label: str, problems: list[Problem]) -> list[str]:
+    """Lines on how rows were read, and on answers that hardly a completion will match."""
+    found = [(problem.row, remark) for problem in problems for remark in problem.remarks]
+    for problem in problems:
+        if reward is not None and verifier_of(reward, problem) == "math" and problem.answer is not None:
+            found += [(problem.row, remark) for remark in doubts(problem.answer)]
+    return told(label, found)
+
+
+def spelled_control_tokens(tokenizer, label: str, problems: list[Problem]) -> list[str]:
+    """A line on rows whose texts spell control tokens out, which are read as text."""
+    pattern, found = control_tokens(tokenizer), []
+    for problem in problems if pattern else ():
+        texts = [problem.problem, problem.solution, problem.system, *(text for _, text in problem.history)]
+        if match := next((match for text in texts if text and (match := pattern.search(text))), None):
+            remark = Remark("control tokens spelled out, which are read as text", match[0])
+            found.append((problem.row, remark))
+    return told(label, found)
 
 
 def check_same_vocabulary(key: str, directory: Path, tokenizer, student, vocab_size: int) -> None:

@@ -1,6 +1,7 @@
 """Everything a run needs before its first step, in the order in which a mistake is cheapest to find."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from jopsd.prompts import (
     Item,
     Tokenizers,
     make_items,
+    needs_grades,
     required_fields,
     student_prompt,
     training_prompts,
@@ -46,6 +48,9 @@ from jopsd.row_checks import (
     check_weights,
     check_windows,
     gradable,
+    remarks_of,
+    spelled_control_tokens,
+    ungraded,
     window_of,
 )
 from jopsd.schema import Model
@@ -136,7 +141,7 @@ def make_task(config: Config) -> Task:
     notes = [*notes, *filter(None, [stops.note])]
     skipped: dict[str, int] = {}
 
-    def items(data, label, required, prompts_of, graded):
+    def items(data, label, required, prompts_of, grades):
         try:
             problems, bad = load_problems(
                 data.source,
@@ -148,26 +153,39 @@ def make_task(config: Config) -> Task:
                 data.limit,
                 data.seed,
                 data.difficulty,
+                say=notes.append,
             )
         except RowError as error:
             raise ConfigError(f"method {config.method.name}, context {config.context.name}: {error}") from None
         if data.verifier is not None:
             problems = [replace(p, verifier=p.verifier or data.verifier) for p in problems]
-        if graded:
-            problems, ungradable = gradable(config.reward.name, data, label, problems)
+        reward = None if grades is None else config.reward.name
+        without: set[int] = set()
+        if grades == "logged":
+            places, lines = ungraded(reward, label, problems)
+            without = {id(problems[place]) for place in places}
+            notes.extend(lines)
+        if grades is not None:
+            with_gold = [problem for problem in problems if id(problem) not in without]
+            kept, ungradable = gradable(reward, data, label, with_gold) if with_gold else ([], Counter())
+            used = without | {id(problem) for problem in kept}
+            problems = [problem for problem in problems if id(problem) in used]
             bad += ungradable
+        notes.extend(remarks_of(reward, label, problems) + spelled_control_tokens(tokenizer, label, problems))
         if not label.startswith("eval."):
             check_teachers(config, problems)
         made, long = make_items(problems, config, data, prompts_of)
         skipped.update({f"{label}: {reason}": count for reason, count in (bad + long).items()})
-        return made
+        return [item._replace(graded=id(item.problem) not in without) for item in made]
 
     def of_parts(data, label, *how):
         return [(items(part, key, *how), weight) for key, part, weight in data.parts(label)]
 
     prompts_of = lambda p: training_prompts(config, tokenizers, p)  # noqa: E731
-    graded = config.reward is not None and config.method.trains_on == "rollouts"
-    made = of_parts(config.data, "data", required_fields(config), prompts_of, graded)
+    grades = None
+    if config.reward is not None and config.method.trains_on == "rollouts":
+        grades = "needed" if needs_grades(config) else "logged"
+    made = of_parts(config.data, "data", required_fields(config), prompts_of, grades)
     train = [item for part, _ in made for item in part]
     held_out = []
     if config.eval is not None:
@@ -178,7 +196,7 @@ def make_task(config: Config) -> Task:
         prompts_of = lambda p: student_prompt(context, tokenizer, p, config.eval)  # noqa: E731
         gold = gold_field(config.reward.name)
         required = tuple({"problem", *filter(None, [gold]), *context.required_fields(teacher=False)})
-        parts = of_parts(config.eval.data, "eval.data", required, prompts_of, True)
+        parts = of_parts(config.eval.data, "eval.data", required, prompts_of, "needed")
         held_out = [item for part, _ in parts for item in part]
     check_vocabulary(directory, vocab_size, tokenizer, stops.ids, train + held_out)
     check_windows(config, tokenizers, train, held_out)

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jopsd.data.inspect import as_text
 
     print(json.dumps(report, indent=2, ensure_ascii=False) if args.json else as_text(report))
-    return 0
+    return 0 if report["usable_rows"] or report["without_answer"] else 1
 
 
 def _inspect(args: argparse.Namespace) -> dict[str, Any]:

@@ -153,7 +153,13 @@ def require_fields(problem: Problem, required: tuple[str, ...], row: Mapping[str
     """Raise RowError for the first of ``required`` that ``problem`` (made from ``row``) lacks."""
     for name in required:
         if getattr(problem, name) is None:
-            raise RowError(problem.source, row_number, name, _why_missing(row, name), tuple(row))
+            raise RowError(problem.source, row_number, name, _why_missing(row, name), tuple(row), _FIXES.get(name, ""))
+
+
+_FIXES = {
+    "answer": "set data.columns.answer to the column that holds it, or data.on_bad_row: skip; a solution that ends in "
+    "\\boxed{answer} or '#### answer' would do too"
+}
 
 
 def level_of(

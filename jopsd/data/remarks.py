@@ -1,7 +1,14 @@
 """Remarks on how rows were read, and the one line in which those of a kind are told."""
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
+
+from jopsd.rewards.boxed import last_boxed
+from jopsd.rewards.math import Verdict, quick_grade
+
+LONG = 100  # characters of an answer that hardly a completion repeats
+_NOTHING = re.compile(r"nan|none|null|n/?a|unknown|tbd|\?+|-+|see (?:the )?(?:solution|proof)\.?", re.IGNORECASE)
 
 
 class Remark(NamedTuple):
@@ -9,6 +16,22 @@ class Remark(NamedTuple):
 
     kind: str
     detail: str
+
+
+def doubts(answer: str) -> tuple[Remark, ...]:
+    """What makes it doubtful that a completion is ever graded right by `math` with this gold answer."""
+    if len(answer) >= LONG:
+        detail = f"{len(answer)} characters, {answer[:60]!r}..."
+        return (Remark(f"answers of {LONG} characters or more, which hardly a completion will match", detail),)
+    try:
+        repeated, other = quick_grade(last_boxed(f"\\boxed{{{answer}}}"), answer), quick_grade("0", answer)
+    except ValueError:  # which is told elsewhere
+        return ()
+    missed = isinstance(repeated, Verdict) and not repeated.correct
+    hard = isinstance(other, Verdict) and other.stage == "too_complex"
+    if missed or hard or _NOTHING.fullmatch(answer.strip()):
+        return (Remark("answers that no completion will match", repr(answer)),)
+    return ()
 
 
 def told(label: str, remarks: Iterable[tuple[int | None, Remark]]) -> list[str]:
