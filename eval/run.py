@@ -17,8 +17,8 @@ from eval.progress import Say, say_to_stderr, show_progress
 from eval.records import Record, claim_server, open_records, write_in_order
 from eval.report import write_results
 from eval.subject import Samplers, Subject, find_subjects, window_of
-from jopsd.data.chat import require_chat_template, template_honours_thinking
-from jopsd.models.tokenizer import eos_ids, load_tokenizer
+from jopsd.data.chat import check_chat_template, template_honours_thinking
+from jopsd.models.tokenizer import load_tokenizer, read_tokenizer, stop_tokens
 from jopsd.prompts import Item
 from jopsd.rewards.grader import Grader, make_grader
 from jopsd.rewards.sandbox import SandboxError
@@ -75,9 +75,11 @@ def run(options: Options, say: Say = say_to_stderr) -> list[Path]:
     if options.generations is not None:
         return read_and_grade(options, say)
     subjects, tasks = find_subjects(options), find_tasks(options)
-    tokenizer = load_tokenizer(subjects[0].directory)
-    require_chat_template(tokenizer)
-    stop_ids = eos_ids(subjects[0].directory, tokenizer)
+    tokenizer, notes = read_tokenizer(subjects[0].directory)
+    check_chat_template(tokenizer)
+    stop_ids, stop_note = stop_tokens(subjects[0].directory, tokenizer)
+    for note in filter(None, (*notes, stop_note)):
+        say(note)
     jobs = make_jobs(options, preset, subjects, tasks, tokenizer)
     drawing = Drawing(
         SamplingParams(options.max_new_tokens, options.temperature, options.top_p, options.top_k, stop_ids),

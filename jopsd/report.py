@@ -37,10 +37,9 @@ def header(config: Config, task: Task) -> str:
     lines = [
         f"{config.method.name} on {config.data.named}: {len(task.train)} training and {len(task.held_out)} held-out "
         "problems",
-        f"thinking: student {config.student.thinking}, teacher {config.teacher.thinking}, "
-        f"eval {config.eval.thinking if config.eval else None}",
-        f"temperatures: sampling {config.sampling.temperature}, loss {config.method.temperature}, "
-        f"eval {config.eval.temperature if config.eval else None}",
+        f"thinking: {_thinking(config)}",
+        f"temperatures: {_temperatures(config)}",
+        *task.notes,
         *(f"left out: {count} rows, {reason}" for reason, count in task.skipped.items()),
     ]
     if config.method.teacher_views:
@@ -55,6 +54,24 @@ def header(config: Config, task: Task) -> str:
     for view, ids in example.items():
         lines += [f"--- first {view} prompt ({len(ids)} tokens)", task.tokenizer.decode(ids)]
     return "\n".join([*lines, "---"])
+
+
+def _thinking(config: Config) -> str:
+    """Each view's thinking flag; what all leave to the template is said once."""
+    views = {"student": config.student}
+    views |= {"teacher": config.teacher} if config.method.teacher_views else {}
+    views |= {"eval": config.eval} if config.eval is not None else {}
+    if all(reading.thinking is None for reading in views.values()):
+        return f"the template's default ({', '.join(views)})"
+    words = {None: "the template's default", True: "on", False: "off"}
+    return ", ".join(f"{view} {words[reading.thinking]}" for view, reading in views.items())
+
+
+def _temperatures(config: Config) -> str:
+    drawn = {"sampling": config.sampling.temperature} if config.method.trains_on == "rollouts" else {}
+    told = drawn | {"loss": config.method.temperature}
+    told |= {"eval": config.eval.temperature} if config.eval is not None else {}
+    return ", ".join(f"{name} {value}" for name, value in told.items())
 
 
 def _teacher_in_words(config: Config) -> str:

@@ -16,6 +16,7 @@ from jopsd.data.problem import Problem
 from jopsd.distributed import exchange, share_of
 from jopsd.lengths import Lengths
 from jopsd.methods import Method
+from jopsd.models.tokenizer import completion_text, solution_ids
 from jopsd.preemption import Notice, Preempted
 from jopsd.prompts import Item, PromptIds, Tokenizers, group_prompts
 from jopsd.rewards.score import Score
@@ -33,7 +34,8 @@ class Rollout:
       item: the problem and its prompts. prompts: token ids of all views; the teacher's are missing where it has none.
       absent: why it has no teacher, or None. completion_ids: int32 [T], stop token included.
       sampler_logprobs: float32 [T], full softmax at the sampling temperature.
-      finish: "eos" or "length". text: the completion without special tokens. score: None without a reward.
+      finish: "eos" or "length". text: the completion without its end, see `completion_text`. score: None where it is
+        not graded.
       group: index of the problem within its batch. policy_version: weights that drew it.
     """
 
@@ -132,6 +134,7 @@ def draw_rollouts(
     wanted: the rows to keep, where others are drawn along with them; None keeps all.
     """
     pending: deque[tuple[Completion, str, Future | None]] = deque()
+    stops = {request.id: request.params.stop_ids for request in requests}
 
     def first() -> tuple[int, Rollout]:
         completion, text, graded = pending.popleft()
@@ -141,8 +144,9 @@ def draw_rollouts(
     for completion in sampler.sample(requests):
         if wanted is not None and completion.request_id not in wanted:
             continue
-        text = tokenizer.decode(completion.completion_ids.tolist(), skip_special_tokens=True)
-        graded = None if grade is None else grade(text, items[completion.request_id].problem)
+        text = completion_text(tokenizer, completion.completion_ids, stops[completion.request_id])
+        item = items[completion.request_id]
+        graded = None if grade is None or not item.graded else grade(text, item.problem)
         pending.append((completion, text, graded))
         while pending and (pending[0][-1] is None or pending[0][-1].done()):
             yield first()
@@ -198,12 +202,12 @@ def _told(rollout: Rollout, prompts: PromptIds | Absent) -> Rollout:
 def solution_rollouts(items: Sequence[Item], tokenizer, eos_id: int, tokens: str, max_tokens: int) -> Iterator[Rollout]:
     """The dataset's solutions in the place of sampled completions, for methods that train on them.
 
-    tokens: "completion" trains on the solution; "all" on the prompt too (all tokens that have a predecessor).
-    Solutions are cut at max_tokens, and then have no stop token.
+    tokens: "completion" trains on the solution and the end of its turn; "all" on the prompt too (all tokens that have a
+    predecessor). Solutions are cut at max_tokens, and then have no stop token. eos_id: see `solution_ids`.
     """
     for group, item in enumerate(items):
         prompt = item.prompts["student"]
-        ids = [*tokenizer.encode(item.problem.solution, add_special_tokens=False), eos_id]
+        ids = solution_ids(tokenizer, item.problem.solution, eos_id)
         finish = "eos" if len(ids) <= max_tokens else "length"
         ids = ids[:max_tokens]
         if tokens == "all":

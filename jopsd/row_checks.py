@@ -5,9 +5,12 @@ from pathlib import Path
 
 from jopsd.config import Config, ConfigError
 from jopsd.data.problem import Problem
-from jopsd.models.hf import read_config
-from jopsd.prompts import Item
-from jopsd.rewards.grader import fault_of_row, require_sandbox
+from jopsd.data.remarks import Remark, doubts, told
+from jopsd.models.hf import CONFIG, read_config
+from jopsd.models.safetensors_files import read_json
+from jopsd.models.tokenizer import control_tokens, solution_ids
+from jopsd.prompts import Item, Tokenizers
+from jopsd.rewards.grader import fault_of_row, gold_field, gold_of, require_sandbox, verifier_of
 from jopsd.rewards.sandbox import SandboxError
 from jopsd.schema import Data
 
@@ -52,6 +55,46 @@ def gradable(reward: str, data: Data, label: str, problems: list[Problem]) -> tu
     return kept, Counter(f"{fault[0]}: not one that {reward} can grade" for fault in faults if fault is not None)
 
 
+def ungraded(reward: str, label: str, problems: list[Problem]) -> tuple[set[int], list[str]]:
+    """Places of problems with nothing to grade by, and a line that says so; for methods that learn from no grade."""
+    lacking = [place for place, problem in enumerate(problems) if gold_of_row(reward, problem) is None]
+    if not lacking:
+        return set(), []
+    first, field = problems[lacking[0]], gold_field(reward) or "answer"
+    line = (
+        f"{label}: {len(lacking)} of {len(problems)} rows have no {field}, so their rollouts have no reward in the "
+        f"logs (nothing else needs one); the first is row {first.row} (counted from 0); set {label}.columns.{field} to "
+        "the column that holds it, or reward: null"
+    )
+    return set(lacking), [line]
+
+
+def gold_of_row(reward: str, problem: Problem) -> str | None:
+    """What the verifier of a row compares with; None where the row has nothing, or does not say which verifier."""
+    name = verifier_of(reward, problem)
+    return None if name is None else gold_of(name, problem)
+
+
+def remarks_of(reward: str | None, label: str, problems: list[Problem]) -> list[str]:
+    """Lines on how rows were read, and on answers that hardly a completion will match."""
+    found = [(problem.row, remark) for problem in problems for remark in problem.remarks]
+    for problem in problems:
+        if reward is not None and verifier_of(reward, problem) == "math" and problem.answer is not None:
+            found += [(problem.row, remark) for remark in doubts(problem.answer)]
+    return told(label, found)
+
+
+def spelled_control_tokens(tokenizer, label: str, problems: list[Problem]) -> list[str]:
+    """A line on rows whose texts spell control tokens out, which are read as text."""
+    pattern, found = control_tokens(tokenizer), []
+    for problem in problems if pattern else ():
+        texts = [problem.problem, problem.solution, problem.system, *(text for _, text in problem.history)]
+        if match := next((match for text in texts if text and (match := pattern.search(text))), None):
+            remark = Remark("control tokens spelled out, which are read as text", match[0])
+            found.append((problem.row, remark))
+    return told(label, found)
+
+
 def check_same_vocabulary(key: str, directory: Path, tokenizer, student, vocab_size: int) -> None:
     ours, theirs = student.get_vocab(), tokenizer.get_vocab()
     differing = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
@@ -90,4 +133,45 @@ def check_vocabulary(directory: Path, vocab_size: int, tokenizer, stop_ids, item
         raise ConfigError(
             f"{directory}: its tokenizer gives token {used} ({tokenizer.convert_ids_to_tokens(used)!r}), but the model "
             f"has a vocabulary of {vocab_size}; model and tokenizer do not belong together"
+        )
+
+
+def window_of(directory: Path) -> int | None:
+    """Tokens that a model is made for, with a stretched rotary embedding; None where its config.json does not say."""
+    raw = read_json(directory / CONFIG, "")
+    stated = raw.get("max_position_embeddings")
+    if not stated:
+        return None
+    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    factor, original = rope.get("factor"), rope.get("original_max_position_embeddings") or stated
+    kind = rope.get("rope_type") or rope.get("type")
+    stretched = int(original * factor) if factor and kind in ("yarn", "linear", "dynamic") else 0
+    return max(int(stated), stretched)
+
+
+def check_windows(config: Config, tokenizers: Tokenizers, train: list[Item], held_out: list[Item]) -> None:
+    """Every prompt fits the model that reads it together with the longest completion.
+
+    Raises:
+      ConfigError: one that does not.
+    """
+    own = config.method.trains_on == "solution"
+    drawn = config.sampling.max_new_tokens
+    for item in train:
+        solution = len(solution_ids(tokenizers.student, item.problem.solution, 0)) if own else drawn
+        _check_window(tokenizers, item, min(solution, drawn), "sampling.max_new_tokens")
+    for item in held_out:
+        _check_window(tokenizers, item, config.eval.max_new_tokens, "eval.max_new_tokens")
+
+
+def _check_window(tokenizers: Tokenizers, item: Item, most: int, key: str) -> None:
+    for view, ids in item.prompts.items():
+        window = tokenizers.window_of(item.problem, view)
+        if window is None or len(ids) + most <= window:
+            continue
+        problem = item.problem
+        raise ConfigError(
+            f"{problem.source or 'data'}, row {problem.row} (counted from 0), {view} prompt: its {len(ids)} tokens and "
+            f"{most} of a completion ({key}) pass the {window} that the model is made for (max_position_embeddings in "
+            f"its {CONFIG}); lower {key}, or leave long rows out by max_prompt_tokens and on_long_prompt: skip"
         )

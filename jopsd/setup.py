@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 from jopsd import checkpoint
 from jopsd.batch import longest
 from jopsd.config import Config, ConfigError
-from jopsd.data.chat import require_chat_template
+from jopsd.data.chat import check_chat_template
 from jopsd.data.datasets import load_problems
 from jopsd.data.loader import Part
 from jopsd.data.problem import RowError
@@ -28,10 +29,20 @@ from jopsd.models.hf import architecture, fetch_from_hub, load_pretrained, read_
 from jopsd.models.lora import Adapter, init_adapter
 from jopsd.models.peft import load_adapter
 from jopsd.models.sharding import tree_shardings
-from jopsd.models.tokenizer import eos_ids, load_tokenizer
+from jopsd.models.tokenizer import load_tokenizer, read_tokenizer, stop_tokens
 from jopsd.optimizer import make_optimizer
 from jopsd.packing import Packing
-from jopsd.prompts import Item, Tokenizers, make_items, required_fields, student_prompt, training_prompts, with_template
+from jopsd.prompts import (
+    Item,
+    Tokenizers,
+    make_items,
+    needs_grades,
+    required_fields,
+    student_prompt,
+    training_prompts,
+    try_group_prompts,
+    with_template,
+)
 from jopsd.rewards.grader import AUTO, gold_field
 from jopsd.row_checks import (
     check_same_vocabulary,
@@ -39,7 +50,12 @@ from jopsd.row_checks import (
     check_teachers,
     check_vocabulary,
     check_weights,
+    check_windows,
     gradable,
+    remarks_of,
+    spelled_control_tokens,
+    ungraded,
+    window_of,
 )
 from jopsd.schema import Model
 from jopsd.step import StepOptions, TrainState, init_state
@@ -53,7 +69,8 @@ BUILTIN = {"builtin:sums": _DATA / "sums_base", "builtin:sums_expert": _DATA / "
 class Task(NamedTuple):
     """The host side: tokenizers, training items, held-out items, and how many rows were left out and why.
 
-    parts: which training items come from one source of a mixture, in their order.
+    parts: which training items come from one source of a mixture, in their order. notes: what a reader should know of
+    how model and rows were read, a line each.
     """
 
     tokenizers: Tokenizers
@@ -62,6 +79,7 @@ class Task(NamedTuple):
     held_out: list[Item]
     skipped: dict[str, int]
     parts: tuple[Part, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def tokenizer(self):
@@ -119,13 +137,15 @@ def make_task(config: Config) -> Task:
         check_weights(config.eval.data)
     directory = model_dir(config.model)
     vocab_size = read_config(directory).vocab_size  # an architecture we cannot run is the cheapest error of all
-    tokenizer = load_tokenizer(directory)
-    require_chat_template(tokenizer)
-    tokenizers = Tokenizers(tokenizer, _teacher_tokenizers(config, tokenizer, vocab_size))
-    stop_ids = eos_ids(directory, tokenizer)
+    tokenizer, notes = read_tokenizer(directory)
+    check_chat_template(tokenizer)
+    stops = stop_tokens(directory, tokenizer)
+    teachers, windows = _teacher_tokenizers(config, tokenizer, vocab_size)
+    tokenizers = Tokenizers(tokenizer, teachers, window_of(directory), windows)
+    notes = [*notes, *filter(None, [stops.note])]
     skipped: dict[str, int] = {}
 
-    def items(data, label, required, prompts_of, graded):
+    def items(data, label, required, prompts_of, grades):
         try:
             problems, bad = load_problems(
                 data.source,
@@ -137,26 +157,39 @@ def make_task(config: Config) -> Task:
                 data.limit,
                 data.seed,
                 data.difficulty,
+                say=notes.append,
             )
         except RowError as error:
             raise ConfigError(f"method {config.method.name}, context {config.context.name}: {error}") from None
         if data.verifier is not None:
             problems = [replace(p, verifier=p.verifier or data.verifier) for p in problems]
-        if graded:
-            problems, ungradable = gradable(config.reward.name, data, label, problems)
+        reward = None if grades is None else config.reward.name
+        without: set[int] = set()
+        if grades == "logged":
+            places, lines = ungraded(reward, label, problems)
+            without = {id(problems[place]) for place in places}
+            notes.extend(lines)
+        if grades is not None:
+            with_gold = [problem for problem in problems if id(problem) not in without]
+            kept, ungradable = gradable(reward, data, label, with_gold) if with_gold else ([], Counter())
+            used = without | {id(problem) for problem in kept}
+            problems = [problem for problem in problems if id(problem) in used]
             bad += ungradable
+        notes.extend(remarks_of(reward, label, problems) + spelled_control_tokens(tokenizer, label, problems))
         if not label.startswith("eval."):
             check_teachers(config, problems)
         made, long = make_items(problems, config, data, prompts_of)
         skipped.update({f"{label}: {reason}": count for reason, count in (bad + long).items()})
-        return made
+        return [item._replace(graded=id(item.problem) not in without) for item in made]
 
     def of_parts(data, label, *how):
         return [(items(part, key, *how), weight) for key, part, weight in data.parts(label)]
 
     prompts_of = lambda p: training_prompts(config, tokenizers, p)  # noqa: E731
-    graded = config.reward is not None and config.method.trains_on == "rollouts"
-    made = of_parts(config.data, "data", required_fields(config), prompts_of, graded)
+    grades = None
+    if config.reward is not None and config.method.trains_on == "rollouts":
+        grades = "needed" if needs_grades(config) else "logged"
+    made = of_parts(config.data, "data", required_fields(config), prompts_of, grades)
     train = [item for part, _ in made for item in part]
     held_out = []
     if config.eval is not None:
@@ -167,14 +200,16 @@ def make_task(config: Config) -> Task:
         prompts_of = lambda p: student_prompt(context, tokenizer, p, config.eval)  # noqa: E731
         gold = gold_field(config.reward.name)
         required = tuple({"problem", *filter(None, [gold]), *context.required_fields(teacher=False)})
-        parts = of_parts(config.eval.data, "eval.data", required, prompts_of, True)
+        parts = of_parts(config.eval.data, "eval.data", required, prompts_of, "needed")
         held_out = [item for part, _ in parts for item in part]
-    check_vocabulary(directory, vocab_size, tokenizer, stop_ids, train + held_out)
+    check_vocabulary(directory, vocab_size, tokenizer, stops.ids, train + held_out)
+    check_windows(config, tokenizers, train, held_out)
+    try_group_prompts(config, tokenizers, train)
     _check_micro_batch(config, train)
     if config.reward is not None and config.reward.name == AUTO and _names(train + held_out, "code"):
         check_sandbox(config)
     parts = tuple(Part(len(part), weight) for part, weight in made)
-    return Task(tokenizers, stop_ids, train, held_out, skipped, parts)
+    return Task(tokenizers, stops.ids, train, held_out, skipped, parts, tuple(notes))
 
 
 def _check_micro_batch(config: Config, train: list[Item]) -> None:
@@ -192,23 +227,24 @@ def _check_micro_batch(config: Config, train: list[Item]) -> None:
         )
 
 
-def _teacher_tokenizers(config: Config, student, vocab_size: int) -> dict[str, object]:
-    """Tokenizers of external teachers by label, each of which must give every token the number the student's does.
+def _teacher_tokenizers(config: Config, student, vocab_size: int) -> tuple[dict[str, object], dict[str, int | None]]:
+    """Tokenizers and windows of external teachers by label.
 
     Raises:
-      ConfigError: no such model, or another vocabulary.
+      ConfigError: no such model, or one that does not give every token the number the student's does.
     """
-    tokenizers = {}
+    tokenizers, windows = {}, {}
     for label, path in config.teacher.external.items():
         key = f"teacher.models.{label}" if label else "teacher.path"
         directory = source_dir(path, key, weights=False)
         tokenizers[label] = load_tokenizer(directory)
-        require_chat_template(tokenizers[label])
+        check_chat_template(tokenizers[label])
+        windows[label] = window_of(directory)
         check_same_vocabulary(key, directory, tokenizers[label], student, vocab_size)
     if config.reference.path is not None:
         directory = source_dir(config.reference.path, "reference.path", weights=False)
         check_same_vocabulary("reference.path", directory, load_tokenizer(directory), student, vocab_size)
-    return tokenizers
+    return tokenizers, windows
 
 
 def _names(items: list[Item], verifier: str) -> bool:

@@ -303,6 +303,24 @@ def test_a_system_text_comes_first_in_every_prompt(context):
         assert roles.count("system") == 1 and roles[-1] == "user"
 
 
+@pytest.mark.parametrize("context", [*every_context(), CrosslingualContext(language="en")], ids=lambda c: c.name)
+def test_earlier_turns_come_before_the_problem_in_every_prompt(context):
+    history = (("user", "x is 7"), ("assistant", "Noted."))
+    problem = dataclasses.replace(HOSTILE, system="Be brief.", history=history)
+    bare = dataclasses.replace(problem, history=())
+    earlier = tuple({"role": role, "content": text} for role, text in history)
+    prompts, shorter = ([context.student_prompt(p), *_teachers(context, p)] for p in (problem, bare))
+    for prompt, short in zip(prompts, shorter, strict=True):
+        system, *turns = short.messages
+        assert prompt.messages == (system, *earlier, *turns)
+
+
+def _teachers(context: Context, problem: Problem) -> list[Prompt]:
+    readings = context.group_prompts(problem, HOSTILE_GROUP, np.random.default_rng(0))
+    made = [prompt for reading in readings for prompt in reading.values()]
+    return [prompt for each in made for prompt in ((each,) if isinstance(each, Prompt) else each)]
+
+
 @pytest.mark.parametrize(("name", "kind"), [*CONTEXTS.items(), ("crosslingual", CrosslingualContext)])
 def test_the_name_chooses_the_context_and_a_resolved_config_reads_back_equal(name, kind):
     read = TypeAdapter(ContextConfig).validate_python

@@ -13,7 +13,7 @@ import pytest
 from jopsd.config import ConfigError, validate_config
 from jopsd.data.datasets import GENERATORS, load_problems, load_rows
 from jopsd.data.loader import Part, training_iterator
-from jopsd.data.problem import Problem, RowError, problem_from_row
+from jopsd.data.problem import Problem, RowError, problem_from_row, require_fields
 from tests.runs import TINY
 
 BOXED = "Thus \\boxed{\\frac{1}{2}}."
@@ -139,6 +139,118 @@ def test_unused_columns_are_kept_but_transcripts_are_not():
     assert problem_from_row(row, 0).extra == {"level": 5}
 
 
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "x is 7"},
+    {"role": "assistant", "content": "Noted."},
+    {"role": "user", "content": "What is x+1?"},
+]
+REPLY = {"role": "assistant", "content": "It is \\boxed{8}."}
+SHARE = [{"from": {"user": "human", "assistant": "gpt"}.get(t["role"], t["role"]), "value": t["content"]} for t in TALK]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"messages": [*TALK, REPLY]}, {}),
+        ({"messages": [*TALK, REPLY]}, {"problem": "messages", "solution": "messages"}),
+        ({"messages": json.dumps([*TALK, REPLY])}, {}),
+        ({"prompt": TALK, "completion": [REPLY]}, {}),
+        ({"prompt": TALK, "completion": REPLY["content"]}, {}),
+        ({"prompt": TALK, "privileged_context": REPLY["content"]}, {}),
+        ({"conversations": [*SHARE, {"from": "gpt", "value": REPLY["content"]}]}, {}),
+        ({"prompt": TALK, "extra_info": {"problem": "What is x+1?", "solution": REPLY["content"]}}, {}),
+    ],
+)
+def test_a_conversation_is_kept_whole_and_its_last_reply_is_the_solution(row, columns):
+    problem = problem_from_row(row, 0, columns)
+    assert (problem.system, problem.problem) == ("Be brief.", "What is x+1?")
+    assert problem.history == (("user", "x is 7"), ("assistant", "Noted."))
+    assert (problem.solution, problem.answer) == (REPLY["content"], "8")
+
+
+def test_columns_of_their_own_come_before_what_a_conversation_says():
+    row = {"messages": [*TALK, REPLY], "system": "Think.", "solution": "9-1 = 8", "answer": "8"}
+    problem = problem_from_row(row, 0)
+    assert (problem.system, problem.solution, problem.answer) == ("Think.", "9-1 = 8", "8")
+    assert problem.history and "messages" not in problem.extra
+
+
+@pytest.mark.parametrize(
+    ("turns", "told"),
+    [
+        ([{"role": "narrator", "content": "x"}], "turn 0 is of 'narrator'"),
+        ([TALK[1], {"role": "assistant", "content": None, "tool_calls": [{}]}], "turn 1 has tool_calls"),
+        ([{"role": "user", "content": [{"type": "image", "url": "u"}]}], "turn 0 (user) has no text"),
+        ([TALK[1], REPLY, REPLY], "turn 1 is the assistant's, where the user's last is due"),
+    ],
+)
+def test_a_conversation_that_cannot_be_read_whole_is_refused(turns, told):
+    with pytest.raises(RowError, match="'problem': a conversation that cannot be read") as error:
+        problem_from_row({"messages": turns}, 4, source="a.jsonl")
+    assert told in str(error.value) and "a.jsonl, row 4" in str(error.value)
+
+
+@pytest.mark.parametrize("named", [{}, {"answer": "answer"}])
+@pytest.mark.parametrize("answer", [["7", "8"], {"value": 7}, [[7]], {"target": None}])
+def test_an_answer_that_is_there_and_cannot_be_read_is_an_error_and_no_box_is_taken_for_it(answer, named):
+    row = {"problem": "p", "solution": "\\boxed{1}", "answer": answer, "target": "2"}
+    with pytest.raises(RowError, match="field 'answer': column 'answer' is a (list|dict), not text"):
+        require_fields(problem_from_row(row, 0, named), ("problem", "answer"), row, 0)
+
+
+@pytest.mark.parametrize("answer", [["7"], [7], [7.0]])
+def test_a_list_of_one_answer_is_that_answer(answer):
+    assert problem_from_row({"problem": "p", "solution": "\\boxed{1}", "answer": answer}, 0).answer == "7"
+
+
+def test_a_ground_truth_that_cannot_be_read_is_not_replaced_by_a_box():
+    row = {"prompt": TALK[1:2], "reward_model": {"ground_truth": ["7", "8"]}, "extra_info": {"solution": "\\boxed{1}"}}
+    problem = problem_from_row(row, 0)
+    assert problem.answer is None
+    with pytest.raises(RowError, match="'reward_model.ground_truth' is a list, not text"):
+        require_fields(problem, ("answer",), row, 0)
+
+
+@pytest.mark.parametrize("column", ["solution", "completion", "privileged_context", "ref_solution"])
+def test_what_follows_four_hashes_in_the_last_line_of_a_solution_is_the_answer(column):
+    worked = "48/2=24, not \\boxed{25}\n#### 1,072"
+    problem = problem_from_row({"problem": "p", column: worked}, 0)
+    assert (problem.solution, problem.answer) == (worked, "1,072")
+
+
+@pytest.mark.parametrize("columns", [{}, {"answer": "answer"}])
+def test_an_answer_of_four_hashes_alone_is_no_solution(columns):
+    problem = problem_from_row({"problem": "p", "answer": "#### 36"}, 0, columns)
+    assert (problem.solution, problem.answer) == (None, "36")
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "noisy"),
+    [
+        (0.7000000000000001, "0.7", True),
+        (0.1 + 0.2, "0.3", True),
+        (float(np.float32(0.1)), "0.1", True),
+        (float(np.float32(2.675)), "2.675", True),
+        (float(np.float32(1 / 3)), "0.3333333432674408", True),
+        (1234.5600000000002, "1234.56", True),
+        ("0.30000000000000004", "0.30000000000000004", True),
+        ("2.4999999999999996", "2.4999999999999996", True),
+        (1 / 3, "0.3333333333333333", False),
+        (3.141592653589793, "3.141592653589793", False),
+        ("3.14159265358979323846", "3.14159265358979323846", False),
+        (0.1, "0.1", False),
+        (2.0**-20, "9.5367431640625e-07", False),
+        ("1000000000000000", "1000000000000000", False),
+    ],
+)
+def test_rounding_noise_of_stored_floats_is_taken_off_and_remarked_on(value, text, noisy):
+    problem = problem_from_row({"problem": "p", "answer": value}, 0)
+    assert problem.answer == text
+    assert [remark.kind for remark in problem.remarks] == ["answers with the rounding noise of a float"] * noisy
+    assert not noisy or str(value) in problem.remarks[0].detail
+
+
 # --- sources --------------------------------------------------------------------------------------------------------
 
 
@@ -189,11 +301,14 @@ def test_a_hub_id_goes_to_the_hub_with_config_and_split_and_runs_no_remote_code(
 
     def fake(*args, **kwargs):
         calls.append((args, kwargs))
-        return datasets.Dataset.from_list([{"question": "x", "answer": "1", "messages": "long"}])
+        rows = datasets.Dataset.from_list([{"question": "x", "answer": "1", "messages": "long"}])
+        return types.SimpleNamespace(
+            name="parquet", download_and_prepare=lambda: None, as_dataset=lambda split: {"test": rows}[split]
+        )
 
-    monkeypatch.setattr(datasets, "load_dataset", fake)
+    monkeypatch.setattr(datasets, "load_dataset_builder", fake)
     problems, _ = load_problems("owner/name", split="test", config="sw")
-    assert calls == [(("owner/name", "sw"), {"split": "test"})]
+    assert calls == [(("owner/name", "sw"), {})]
     assert problems[0].source == "owner/name" and "messages" not in problems[0].extra
 
 
@@ -201,7 +316,7 @@ def test_an_unreachable_hub_set_is_an_error_that_names_it(monkeypatch):
     def fail(*args, **kwargs):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(datasets, "load_dataset_builder", fail)
     with pytest.raises(FileNotFoundError, match="cannot load 'owner/name': no network; accepted"):
         load_rows("owner/name")
 
@@ -241,7 +356,8 @@ def test_skipped_rows_are_counted_by_reason(tmp_path):
     )
     assert [p.problem for p in problems] == ["a"]
     assert sum(skipped.values()) == 3
-    assert skipped["solution: none of the columns solution, r1_solution_1, ref_solution is there"] == 2
+    columns = "solution, r1_solution_1, ref_solution, privileged_context, completion"
+    assert skipped[f"solution: none of the columns {columns} is there"] == 2
     assert skipped["problem: column 'problem' is empty"] == 1
 
 

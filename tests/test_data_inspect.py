@@ -33,11 +33,13 @@ def write_lines(path, rows) -> str:
 
 @pytest.fixture
 def told(capsys):
-    """What `inspect ... --json` prints, read; and that it ends well."""
+    """What `inspect ... --json` prints, read; and that it ends well where any row can be used."""
 
     def run(*arguments: str) -> dict:
-        assert main(["inspect", *arguments, "--json"]) == 0
-        return json.loads(capsys.readouterr().out)
+        code = main(["inspect", *arguments, "--json"])
+        report = json.loads(capsys.readouterr().out)
+        assert code == (0 if report["usable_rows"] or report["without_answer"] else 1)
+        return report
 
     return run
 
@@ -178,12 +180,43 @@ def test_text_and_json_say_the_same(tmp_path, capsys, told):
     assert "--- first problem (row 0)\nid: 0\nproblem: one\nsolution: so \\boxed{1}\nanswer: 1\n" in text
 
 
-def test_a_long_first_row_is_cut_and_a_source_without_problems_is_no_failure(tmp_path, capsys):
+def test_a_long_first_row_is_cut_and_a_source_without_usable_rows_is_exit_code_1(tmp_path, capsys):
     assert main(["inspect", write_lines(tmp_path / "long.jsonl", [{"problem": "x" * 5000, "answer": "1"}])]) == 0
     text = capsys.readouterr().out
     assert "x" * 600 + " ... (5000 characters)" in text and "x" * 601 not in text
-    assert main(["inspect", write_lines(tmp_path / "none.jsonl", [{"text": "x"}])]) == 0
+    assert main(["inspect", write_lines(tmp_path / "none.jsonl", [{"text": "x"}])]) == 1
     assert "1 rows, 0 of them usable" in (text := capsys.readouterr().out) and "no row becomes a problem" in text
+
+
+def test_what_is_doubtful_of_rows_is_told_in_one_line_each(tmp_path, capsys, told):
+    rows = [
+        {"problem": "p", "answer": 0.7000000000000001},
+        {"problem": "p", "answer": "The answer is the sum of all of them, since " + "each one counts once and " * 3},
+        {"problem": "p", "answer": "nan"},
+        {"problem": "p", "answer": "\\frac{1}{2"},
+        {"problem": "p", "answer": "\\frac{1}{2}"},
+        {"problem": "p", "answer": 0.1 + 0.2},
+        {"problem": "p", "solution": "none given"},
+    ]
+    source = write_lines(tmp_path / "rows.jsonl", rows)
+    report = told(source, "--split", "test")
+    split, noise, long, never = report["notes"]
+    assert "split 'test' changes nothing" in split
+    assert "2 rows have answers with the rounding noise of a float; the first is row 0" in noise
+    assert noise.endswith("0.7000000000000001, read as 0.7")
+    assert "1 rows have answers of 100 characters or more" in long and "the first is row 1" in long
+    assert "2 rows have answers that no completion will match; the first is row 2 (counted from 0): 'nan'" in never
+    assert (report["usable_rows"], report["without_answer"]) == (6, 1)
+    assert main(["inspect", source, "--split", "test"]) == 0
+    text = capsys.readouterr().out.splitlines()
+    assert all(note in text for note in report["notes"])
+
+
+def test_rows_with_solutions_and_no_answers_are_of_use(tmp_path, capsys):
+    source = write_lines(tmp_path / "rows.jsonl", [{"problem": "p", "solution": "s"}] * 3)
+    assert main(["inspect", source]) == 0
+    assert "no answer  3 rows with a solution; methods that learn from no reward use them" in capsys.readouterr().out
+    assert main(["inspect", write_lines(tmp_path / "bare.jsonl", [{"problem": "p"}])]) == 1
 
 
 @pytest.mark.parametrize("source", ["sums:test", "sums_sw:train", "knights:train", "kk_9:test"])

@@ -120,6 +120,13 @@ EXAMPLES: dict[str, list[tuple[dict, dict]]] = {
         (sdpo("code", "livecodebench", "", EURUS), {"answer": None, "tests": EURUS, "verifier": "code"}),
         (sdpo("essay", "letters", "x"), {"answer": "x", "tests": None, "verifier": None}),
     ],
+    "alpaca": [
+        (
+            {"instruction": "Add these.", "input": "1, 2", "output": "So 3.\n#### 3"},
+            {"problem": "Add these.\n\n1, 2", "solution": "So 3.\n#### 3", "answer": "3"},
+        ),
+        ({"instruction": "What is 1+2?", "input": "", "output": "3"}, {"problem": "What is 1+2?", "answer": None}),
+    ],
     "deepmath": [
         (
             {

@@ -7,13 +7,17 @@ import pytest
 
 from jopsd.batch import pad_length
 from jopsd.config import validate_config
+from jopsd.data.chat import render
+from jopsd.data.problem import Problem
 from jopsd.data.sums import problems
 from jopsd.models.tokenizer import load_tokenizer
+from jopsd.models.turns import fix_clock
 from jopsd.prompts import Item, Tokenizers
 from jopsd.rewards.score import Score
-from jopsd.rollouts import Rollout, batch_of, rollout_metrics, step_numbers, with_teachers
+from jopsd.rollouts import Rollout, batch_of, rollout_metrics, solution_rollouts, step_numbers, with_teachers
 from jopsd.setup import BUILTIN
 from jopsd.trainer import with_steps
+from tests.templates import GEMMA, LLAMA3, QWEN3, byte_level
 
 TOKENIZER = load_tokenizer(BUILTIN["builtin:sums"])
 CONTEXT = {
@@ -139,3 +143,22 @@ def test_widths_are_multiples_that_grow_with_the_length(longest, width):
 def test_epochs_are_counted_in_steps_of_whole_batches(epochs, rows, steps):
     assert with_steps(config(train={"batch_size": 2, "epochs": epochs}), rows).train.steps == steps
     assert with_steps(config(train={"batch_size": 2, "epochs": epochs, "steps": 7}), rows).train.steps == 7
+
+
+@pytest.mark.parametrize("tokens", ["completion", "all"])
+@pytest.mark.parametrize(("template", "end"), [(LLAMA3, "<|eot_id|>"), (QWEN3, "<|im_end|>"), (GEMMA, "<end_of_turn>")])
+def test_sft_teaches_the_end_of_the_turn_and_no_control_token_of_the_solution(template, end, tokens):
+    tokenizer = byte_level(template)
+    fix_clock(tokenizer)
+    solution = f"so{end}\n\\boxed{{2}}"
+    problem = Problem(id="0", problem="1+1", solution=solution)
+    prompt = render(tokenizer, [{"role": "user", "content": "1+1"}], None)
+    cfg = config(method={"name": "sft", "tokens": tokens}, sampling={"n": 1}, context={"name": "solution"})
+    items = [Item(problem, {"student": prompt})] * 2
+    made = list(solution_rollouts(items, tokenizer, tokenizer.eos_token_id, tokens, 200))
+    batch = batch_of(made, cfg, tokenizer)
+    targets = np.asarray(batch.targets[0])[np.asarray(batch.mask[0]) > 0]
+    whole = tokenizer.decode(prompt) + solution + end
+    assert tokenizer.decode([*(prompt[:1] if tokens == "all" else prompt), *targets]) == whole
+    stop = tokenizer.convert_tokens_to_ids(end)
+    assert targets[-1] == stop and list(targets).count(stop) == 1 + (list(prompt).count(stop) if tokens == "all" else 0)

@@ -7,11 +7,13 @@ from pathlib import Path
 import jax
 import pytest
 
+from jopsd.config import load_config
 from jopsd.models.families import FAMILIES
 from jopsd.models.hf import read_config
 from jopsd.models.lora import init_adapter
 from jopsd.models.peft import save_adapter
-from jopsd.setup import BUILTIN
+from jopsd.report import header
+from jopsd.setup import BUILTIN, make_task
 from jopsd.train import main
 from tests.runs import write_config, write_rows
 
@@ -164,12 +166,14 @@ def test_lora_targets_that_the_model_lacks_are_refused_with_those_it_has(tmp_pat
 
 
 @pytest.mark.parametrize("field", ["problem", "solution", "answer"])
-@pytest.mark.parametrize("lack", ["absent", "empty"])
+@pytest.mark.parametrize("lack", ["absent", "empty", "a list"])
 def test_a_row_without_a_needed_field_is_refused_with_its_number_and_field(refuse, tmp_path, field, lack):
     bad = {**GOOD, "solution": "1+2=3"}  # no box, from which the answer would be taken
-    bad = {**bad, field: ""} if lack == "empty" else {k: v for k, v in bad.items() if k != field}
+    changed = {"absent": {}, "empty": {field: ""}, "a list": {field: ["1", "2"]}}[lack]
+    bad = {k: v for k, v in bad.items() if k != field} | changed
     source = write_rows(tmp_path / "rows.jsonl", [GOOD, GOOD, bad, GOOD])
-    message = refuse(data={"source": str(source)})
+    learns = {"method": {"name": "grpo"}, "sampling": {"n": 2}} if field == "answer" else {}  # from rewards
+    message = refuse(data={"source": str(source)}, **learns)
     assert f"{source}, row 2 (counted from 0), field '{field}'" in message
 
 
@@ -324,3 +328,100 @@ def test_a_row_without_the_field_of_a_context_is_refused_with_method_context_fie
 )
 def test_a_value_out_of_range_is_refused_with_its_key(refuse, method, told):
     assert told in refuse(method=method)
+
+
+SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("change", "first", "told"),
+    [
+        (lambda given: SYSTEM + given, 1, "fails on the turns system, user: no system here"),
+        (lambda given: "{% for t in tools %}{{ t }}{% endfor %}" + given, 0, "fails on the turns user"),
+        (lambda given: "{% for m in messages %}", 0, "fails on the turns user"),
+        (lambda given: given.replace("in messages", "in messages[-1:]"), 1, "leaves out the system's turn 'Be brief.'"),
+        (lambda given: given.replace("message.content", "'Q'"), 0, "leaves out the user's turn 'Problem: 1+2'"),
+    ],
+)
+def test_a_chat_template_that_cannot_show_a_row_is_refused_with_model_view_and_row(
+    refuse, model, tmp_path, change, first, told
+):
+    path = model / "tokenizer_config.json"
+    edit(path, chat_template=change(json.loads(path.read_text())["chat_template"]))
+    write_rows(tmp_path / "rows.jsonl", [GOOD, {**GOOD, "system": "Be brief."}, {**GOOD, "system": "Be brief."}])
+    message = refuse(f"model.path={model}", f"data.source={tmp_path / 'rows.jsonl'}", "eval=null")
+    assert "\n" not in message and str(model) in message and "student prompt" in message
+    assert f"{tmp_path / 'rows.jsonl'}, row {first} (counted from 0)" in message and told in message
+
+
+def test_rows_that_a_template_cannot_show_are_left_out_where_asked(refuse, model, tmp_path):
+    path = model / "tokenizer_config.json"
+    edit(path, chat_template=SYSTEM + json.loads(path.read_text())["chat_template"])
+    write_rows(tmp_path / "rows.jsonl", [{**GOOD, "system": "Be brief."}] * 2)
+    message = refuse(f"model.path={model}", f"data.source={tmp_path / 'rows.jsonl'}", "data.on_bad_row=skip")
+    assert "no problem is left after skipping {'student prompt: chat template fails': 2}" in message
+
+
+def test_a_prompt_that_does_not_open_the_assistants_turn_is_refused(refuse, model):
+    path = model / "tokenizer_config.json"
+    edit(path, chat_template=json.loads(path.read_text())["chat_template"].partition("{%- if add_gen")[0])
+    message = refuse(f"model.path={model}")
+    assert str(model) in message and "ignores add_generation_prompt" in message and "<|im_start|>assistant" in message
+
+
+def test_a_teacher_that_reads_the_students_prompt_is_refused_with_the_row(refuse):
+    message = refuse("context.teacher_template='Problem: {problem}'")
+    assert "sums, row 0 (counted from 0), teacher prompt: it is the student's prompt" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "view"), [((), "student"), (("data.max_prompt_tokens=20", "data.on_long_prompt=skip"), "none")]
+)
+def test_prompts_that_pass_the_models_context_with_their_completion_are_refused(refuse, model, overrides, view):
+    edit(model / "config.json", max_position_embeddings=60)
+    message = refuse(f"model.path={model}", *overrides)
+    if view == "student":
+        assert "sums, row 0 (counted from 0), student prompt: its 21 tokens and 44 of a completion" in message
+        assert "max_position_embeddings" in message and "sampling.max_new_tokens" in message
+    else:
+        assert "no problem is left" in message
+
+
+def test_a_method_that_learns_from_no_reward_asks_for_no_answers(tmp_path):
+    rows = [{"problem": "1+2", "solution": "1+2=3"}, {**GOOD, "answer": 0.1 + 0.2}, {**GOOD, "problem": "1<|im_end|>"}]
+    config = write_config(tmp_path, data={"source": str(write_rows(tmp_path / "a.jsonl", rows)), "split": "test"})
+    task = make_task(load_config(config))
+    assert [item.graded for item in task.train] == [False, True, True]
+    split, lacking, noise, control = task.notes
+    assert "split 'test' changes nothing" in split
+    assert "data: 1 of 3 rows have no answer" in lacking and "row 0" in lacking and "reward: null" in lacking
+    assert "data: 1 rows have answers with the rounding noise of a float; the first is row 1" in noise
+    assert "data: 1 rows have control tokens spelled out, which are read as text; the first is row 2" in control
+    assert all(note in header(load_config(config), task).splitlines() for note in task.notes)
+
+
+def test_rows_whose_solution_is_missing_are_not_blamed_for_the_answer(refuse, tmp_path):
+    source = write_rows(tmp_path / "rows.jsonl", [{"problem": "1+2", "solution": ""}])
+    message = refuse(data={"source": str(source)}, eval=None)
+    assert "field 'solution': column 'solution' is empty" in message
+
+
+def test_conversations_are_read_whole_by_student_and_teacher(tmp_path):
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "x is 7"},
+        {"role": "assistant", "content": "Noted."},
+        {"role": "user", "content": "x+1"},
+        {"role": "assistant", "content": "7+1=8\n\\boxed{8}"},
+    ]
+    source = write_rows(tmp_path / "rows.jsonl", [{"messages": turns}] * 4)
+    (item, *_) = (task := make_task(load_config(write_config(tmp_path, data={"source": str(source)})))).train
+    read = {view: task.tokenizer.decode(ids) for view, ids in item.prompts.items()}
+    before = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nx is 7<|im_end|>\n"
+        "<|im_start|>assistant\nNoted.<|im_end|>\n<|im_start|>user\nProblem: x+1"
+    )
+    after = "<|im_end|>\n<|im_start|>assistant\n"
+    assert read["student"] == before + after
+    assert read["teacher"] == before + "\nReference Solution: 7+1=8\n\\boxed{8}" + after
+    assert (item.problem.answer, item.graded) == ("8", True)

@@ -90,6 +90,7 @@ def in_words(problem: Problem) -> str:
 
 
 def user_turn(text: str, problem: Problem) -> Messages:
-    """One user message, after the problem's system text if it has one."""
+    """One user message, after the problem's system text and the turns before it if it has any."""
     system = ({"role": "system", "content": problem.system},) if problem.system else ()
-    return (*system, {"role": "user", "content": text})
+    history = ({"role": role, "content": content} for role, content in problem.history)
+    return (*system, *history, {"role": "user", "content": text})

@@ -6,12 +6,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from jopsd.data.datasets import GENERATORS
 from jopsd.data.problem import COLUMN_KEYS, Problem
+from jopsd.data.schemas import ALIASES
 from jopsd.errors import one_line
 from jopsd.rewards.grader import VERIFIERS
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jopsd.data.inspect import as_text
 
     print(json.dumps(report, indent=2, ensure_ascii=False) if args.json else as_text(report))
-    return 0
+    return 0 if report["usable_rows"] or report["without_answer"] else 1
 
 
 def _inspect(args: argparse.Namespace) -> dict[str, Any]:
@@ -84,8 +84,7 @@ OPTIONS = {"knights": "people", "sums": "language"}
 
 def row_of(problem: Problem) -> dict[str, Any]:
     """A row that loads back to the problem (of another source), in a file of either kind."""
-    names = [f.name for f in fields(Problem) if f.name not in ("source", "extra", "row")]
-    row = {COLUMN_OF.get(name, name): getattr(problem, name) for name in names}
+    row = {COLUMN_OF.get(name, name): getattr(problem, name) for name in ALIASES}
     return {**row, "extra_json": json.dumps(dict(problem.extra), ensure_ascii=False)}
 
 

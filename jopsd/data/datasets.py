@@ -1,20 +1,31 @@
 """Problems from a hub id, a local file or directory, or a built-in generator."""
 
+import glob
 import importlib
-import json
+import logging
+import os
 import re
+import shutil
+import tempfile
+import urllib.request
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from jopsd.data.files import JSON, PACKED, TABLES, common_suffix, read_rows
 from jopsd.data.problem import NOT_KEPT, Problem, RowError, level_of, problem_from_row, require_fields
+from jopsd.data.schemas import ALIASES
+from jopsd.errors import one_line
+
+Say = Callable[[str], None]
 
 ACCEPTED = (
-    "a .json, .jsonl or .parquet file, a directory of them (or one written by save_to_disk), "
-    "a Hugging Face dataset id (owner/name), or a generator such as sums:train"
+    "a .json, .jsonl or .parquet file, .csv or .tsv (.gz, .bz2, .xz or .zst too), a pattern of them (rows/*.jsonl), a "
+    "URL, a directory of them (or one written by save_to_disk), a Hugging Face dataset id (owner/name), or a generator "
+    "such as sums:train"
 )
 # name -> (module with `problems(split, count, seed, **options)`, options); imported when asked for
 GENERATORS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -28,7 +39,7 @@ GENERATORS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 GENERATED_ROWS = 4096  # rows of a generator when no limit is given
 
-_FILE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
+_FILE_SUFFIXES = (*JSON, *TABLES, ".parquet")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -49,19 +60,21 @@ def load_problems(
     limit: int | None = None,
     seed: int = 0,
     difficulty: tuple[float, float] | None = None,
+    say: Say = print,
 ) -> tuple[list[Problem], Counter[str]]:
     """Load a source and check every row before anything is trained on.
 
     ``required`` names Problem fields every row must have; ``limit`` is the number of rows read (of rows made, for a
     generator, whose draws come from ``seed``). ``difficulty`` keeps rows of this band, both ends included, and needs no
-    fields of the others. Returns the problems and, per reason, how many rows were left out.
+    fields of the others. ``say`` is told where what was asked for changes nothing. Returns the problems and, per
+    reason, how many rows were left out.
 
     Raises RowError for the first bad row under ``on_bad_row="error"``; ValueError if no row is left, or for a broken
     JSON line (naming file and line); FileNotFoundError for a source that is not there.
     """
     if on_bad_row not in ("error", "skip"):
         raise ValueError(f"data.on_bad_row is {on_bad_row!r}; it must be 'error' or 'skip'")
-    outcomes = read_problems(source, split, columns, required, config, limit, seed, difficulty)
+    outcomes = read_problems(source, split, columns, required, config, limit, seed, difficulty, say)
     return _checked(outcomes, on_bad_row, source)
 
 
@@ -74,6 +87,7 @@ def read_problems(
     limit: int | None = None,
     seed: int = 0,
     difficulty: tuple[float, float] | None = None,
+    say: Say = print,
 ) -> Iterator[Problem | RowError | LeftOut]:
     """What becomes of each row of a source, in order; arguments and errors as `load_problems`, bad rows apart."""
     if limit is not None and limit < 1:
@@ -81,37 +95,43 @@ def read_problems(
     name, _, part = source.partition(":")
     if name in GENERATORS:
         module, options = GENERATORS[name]
+        if part and split not in ("train", part):
+            say(f"{source}: split {split!r} changes nothing, since the source names {part!r}")
         problems = importlib.import_module(module).problems(part or split, limit or GENERATED_ROWS, seed, **options)
         return _from_problems(problems, required, difficulty)
     return from_rows(
-        kept_columns(load_rows(source, split, config, limit), columns), columns, required, source, difficulty
+        kept_columns(load_rows(source, split, config, limit, say), columns), columns, required, source, difficulty
     )
 
 
 def kept_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None) -> Sequence[Mapping[str, Any]]:
     """The rows without what is not worth decoding: columns that are never kept, and that ``columns`` does not name."""
     named = {column.split(".")[0] for column in (columns or {}).values()}
-    unread = [column for column in getattr(rows, "column_names", ()) if column in NOT_KEPT and column not in named]
+    present = getattr(rows, "column_names", ())
+    if not set(present) & {*ALIASES["problem"]} - {*NOT_KEPT} and "problem" not in (columns or {}):
+        named |= {*ALIASES["problem"]}  # the problem is in a conversation
+    unread = [column for column in present if column in NOT_KEPT and column not in named]
     return rows.remove_columns(unread) if unread else rows
 
 
 def load_rows(
-    source: str, split: str = "train", config: str | None = None, limit: int | None = None
+    source: str, split: str = "train", config: str | None = None, limit: int | None = None, say: Say = print
 ) -> Sequence[Mapping[str, Any]]:
-    """Rows of a hub data set, a local file or a directory, as a sequence of dicts in file order.
+    """Rows of a hub data set, a directory, a file, a pattern of files or a URL, as a sequence of dicts in file order.
 
-    A single file has one split, so ``split`` and ``config`` do not apply to it. Code from the hub is never run. Raises
-    FileNotFoundError for a missing path or unknown data set, ValueError for broken JSON (file and line named).
+    Code from the hub is never run. say: is told where `split` or `config` changes nothing. Raises FileNotFoundError for
+    a missing path or unknown data set, ValueError for files that cannot be read (file and line named).
     """
     path = Path(source).expanduser()
-    if path.is_file():
-        return _file_rows(path, limit)
+    if path.is_file() or "://" in source or (not path.exists() and glob.has_magic(source)):
+        return _file_rows(source, path, split, config, limit, say)
     if not path.exists() and _looks_local(source):
         raise FileNotFoundError(f"data source {source!r} does not exist; accepted: {ACCEPTED}")
     if not path.exists() and ":" in source:
         raise ValueError(f"no generator for {source!r}; known: {', '.join(GENERATORS)}; accepted: {ACCEPTED}")
-    rows = _dataset(path, source, split, config)
-    return rows if limit is None else rows.select(range(min(limit, len(rows))))
+    with _quiet():
+        rows = _dataset(path, source, split, config, limit)
+    return rows if limit is None or isinstance(rows, list) else rows.select(range(min(limit, len(rows))))
 
 
 def from_rows(
@@ -174,58 +194,84 @@ def _checked(
 
 
 def _looks_local(source: str) -> bool:
-    if source.startswith((".", "/", "~")) or source.endswith(_FILE_SUFFIXES):
+    if source.startswith((".", "/", "~")) or source.endswith((*_FILE_SUFFIXES, *PACKED)):
         return True
     return ":" not in source and not _HUB_ID.fullmatch(source)
 
 
-def _file_rows(path: Path, limit: int | None) -> Sequence[Mapping[str, Any]]:
-    if path.suffix == ".parquet":
-        rows = _dataset(path, str(path), "train", None)
-        return rows if limit is None else rows.select(range(min(limit, len(rows))))
-    if path.suffix not in _FILE_SUFFIXES:
-        raise ValueError(f"cannot read {path}: unknown file type {path.suffix!r}; accepted: {ACCEPTED}")
-    # Read here, not through Arrow: one column may hold text in one row and a number in the next, and a broken line
-    # should be named.
-    with path.open(encoding="utf-8-sig") as file:
-        start = file.read(4096).lstrip()[:1]
-        file.seek(0)
-        return list(islice(_json_array(path, file.read()) if start == "[" else _json_lines(path, file), limit))
+def _file_rows(
+    source: str, path: Path, split: str, config: str | None, limit: int | None, say: Say
+) -> Sequence[Mapping[str, Any]]:
+    """Rows of one file, of those that a pattern names, or of a URL; they have no splits, but for a JSON file's own."""
+    names = [str(path)] if path.is_file() else [source]
+    if "://" not in source and not path.is_file():
+        names = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        if not names:
+            raise FileNotFoundError(f"data source {source!r}: no file has such a name; accepted: {ACCEPTED}")
+    suffix = common_suffix(names)
+    if suffix not in _FILE_SUFFIXES:
+        raise ValueError(f"cannot read {names[0]}: unknown file type {suffix!r}; accepted: {ACCEPTED}")
+    if suffix == ".parquet":
+        import datasets  # slow to import
 
-
-def _json_array(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: broken JSON: {error.msg}") from error
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {number} (counted from 0) is a {type(row).__name__}, not a JSON object")
-        yield row
-
-
-def _json_lines(path: Path, lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: broken JSON: {error.msg} (column {error.colno})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number} is a {type(row).__name__}, not a JSON object")
-        yield row
+            with _quiet(), ExitStack() as stack:
+                paths = [stack.enter_context(_local(name)) for name in names]
+                rows = datasets.load_dataset("parquet", data_files=paths, split="train")
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # of pyarrow or datasets, by what is wrong
+            raise ValueError(f"cannot read {source}: {one_line(error)}") from error
+        rows, has_splits = rows if limit is None else rows.select(range(min(limit, len(rows)))), False
+    else:
+        rows, has_splits = _text_rows(names, split, limit)
+    for key, value, default in (("split", split, "train"), ("subset", config, None)):
+        if value != default and not (key == "split" and has_splits):
+            say(f"{source}: {key} {value!r} changes nothing, since files have no {key}s; all of its rows are read")
+    return rows
 
 
-def _dataset(path: Path, source: str, split: str, config: str | None) -> Any:
-    """A Hugging Face Dataset from a parquet file, a directory or the hub."""
+def _text_rows(
+    names: Sequence[str], split: str, limit: int | None, holder: str | None = None
+) -> tuple[list[Mapping[str, Any]], bool]:
+    """Rows of JSON or CSV files, local or not, one file after the other, and whether they have splits of their own."""
+    rows: list[Mapping[str, Any]] = []
+    splits = []
+    for name in names:
+        with _local(name) as path:
+            more, has_splits = read_rows(path, name, split, None if limit is None else limit - len(rows), holder)
+        rows += more
+        splits.append(has_splits)
+        if limit is not None and len(rows) >= limit:
+            break
+    return rows, bool(splits) and all(splits)
+
+
+@contextmanager
+def _local(name: str) -> Iterator[str]:
+    """The path of a file; of a URL, of a copy of it."""
+    if "://" not in name:
+        yield name
+        return
+    import datasets
+
+    with tempfile.TemporaryDirectory(prefix="jopsd-") as folder, _quiet():
+        try:
+            if name.startswith(("http://", "https://")):  # for which `datasets` needs one more library
+                path = os.path.join(folder, "rows")
+                with urllib.request.urlopen(name, timeout=60) as answer, open(path, "wb") as file:
+                    shutil.copyfileobj(answer, file)
+            else:
+                path = datasets.DownloadManager().download(name)
+        except Exception as error:  # of the file system that the URL names
+            raise FileNotFoundError(f"cannot load {name}: {one_line(error)}") from error
+        yield path
+
+
+def _dataset(path: Path, source: str, split: str, config: str | None, limit: int | None) -> Any:
+    """Rows of a directory or of the hub: of its JSON and CSV files as text, of others a Hugging Face Dataset."""
     import datasets  # slow to import, and the built-in generators do without
 
-    if path.is_file():
-        try:
-            return datasets.load_dataset("parquet", data_files=str(path), split="train")
-        except Exception as error:  # of pyarrow or datasets, by what is wrong
-            raise ValueError(f"cannot read {path}: {error}") from error
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         saved = datasets.load_from_disk(str(path))
         if isinstance(saved, datasets.Dataset):
@@ -234,8 +280,50 @@ def _dataset(path: Path, source: str, split: str, config: str | None) -> Any:
             raise ValueError(f"{path} has no split {split!r}; it has {', '.join(saved)}")
         return saved[split]
     try:
-        return datasets.load_dataset(str(path) if path.exists() else source, config, split=split)
+        builder = datasets.load_dataset_builder(str(path) if path.exists() else source, config)
+        if builder.name in ("json", "csv"):
+            return _split_rows(builder, source, split, limit)
+        builder.download_and_prepare()
+        return builder.as_dataset(split=split)
     except (FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(f"cannot load {source!r}: {error}; accepted: {ACCEPTED}") from error
+        raise FileNotFoundError(f"cannot load {source!r}: {one_line(error)}; accepted: {ACCEPTED}") from error
     except datasets.exceptions.DatasetsError as error:
-        raise ValueError(f"cannot load {source!r}: {error}") from error
+        raise ValueError(f"cannot load {source!r}: {one_line(error)}") from error
+
+
+def _split_rows(builder: Any, source: str, split: str, limit: int | None) -> list[Mapping[str, Any]]:
+    """Rows of a split, or of a part of some ("train[:100]", "train+test"), of the files that a builder has found."""
+    import datasets
+
+    files = {str(name): found for name, found in builder.config.data_files.items()}
+    holder = getattr(builder.config, "field", None)
+    split = "+".join(files) if split == "all" else split
+    names = list(dict.fromkeys(part.partition("[")[0].strip() for part in split.split("+")))
+    if missing := [name for name in names if name not in files]:
+        raise ValueError(f"{source} has no split {missing[0]!r}; it has {', '.join(files)}")
+    whole = split in files
+    rows = {name: _text_rows(files[name], name, limit if whole else None, holder)[0] for name in names}
+    if whole:
+        return rows[split]
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(found) for name, found in rows.items()})
+    return [row for part in parts for row in rows[part.splitname][part.from_ : part.to]][:limit]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the progress bars and remarks of `datasets` from standing between the lines of a run."""
+    import datasets
+
+    loggers = {name: logging.getLogger(name) for name in ("datasets", "huggingface_hub")}
+    levels = {name: logger.level for name, logger in loggers.items()}
+    bars = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        for logger in loggers.values():
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for name, logger in loggers.items():
+            logger.setLevel(levels[name])
+        if not bars:
+            datasets.enable_progress_bars()

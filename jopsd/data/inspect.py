@@ -3,15 +3,15 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
-from jopsd.data.datasets import GENERATORS, LeftOut, from_rows, kept_columns, load_rows, read_problems
+from jopsd.data.datasets import GENERATORS, LeftOut, Say, from_rows, kept_columns, load_rows, read_problems
 from jopsd.data.problem import Problem, RowError, require_fields
-from jopsd.data.schemas import detect, translations
+from jopsd.data.remarks import Remark, doubts, told
+from jopsd.data.schemas import ALIASES, detect, translations
 from jopsd.rewards.grader import fault_of_gold
 
-FIELDS = tuple(f.name for f in fields(Problem) if f.name not in ("source", "extra", "row"))
+FIELDS = tuple(ALIASES)
 MEASURED = ("problem", "solution", "answer", "tests")
 SHOWN_CHARS = 600  # of each field of the first row
 
@@ -37,6 +37,9 @@ def inspect_source(
       max_tokens: rows whose problem, alone or with its solution, has more tokens are counted as left out.
       reward: the verifier of all rows; None: each row's own, else math.
 
+    A row that has a solution and no gold answer is left out by methods that learn from a reward alone, so it is counted
+    in `without_answer` too.
+
     Raises as `load_problems` for a source that cannot be read; ValueError for a text that the tokenizer cannot read, or
     `max_tokens` without one.
     """
@@ -46,7 +49,10 @@ def inspect_source(
     problems: list[Problem] = []
     lengths: list[dict[str, int]] = []
     reasons: dict[str, dict[str, Any]] = {}
-    for number, (row, outcome) in enumerate(_outcomes(source, split, subset, columns, difficulty, limit)):
+    notes: list[str] = []
+    remarks: list[tuple[int, Remark]] = []
+    without_answer = 0
+    for number, (row, outcome) in enumerate(_outcomes(source, split, subset, columns, difficulty, limit, notes.append)):
         layouts["generated" if row is None else detect(row).name] += 1
         for column in translations(row or {}):
             translated[column] += 1
@@ -54,7 +60,10 @@ def inspect_source(
         if isinstance(outcome, Problem):
             problems.append(outcome)
             lengths.append({name: _length(outcome, name, tokenizer) for name in MEASURED if getattr(outcome, name)})
+            remarks += [(number, remark) for remark in _remarks(outcome, reward)]
             faults = [*_ungradable(outcome, row or {}, reward), *_too_long(lengths[-1], max_tokens)]
+            bare = outcome.answer is None and outcome.tests is None and outcome.solution is not None
+            without_answer += bare and not _too_long(lengths[-1], max_tokens)
         else:
             faults = [(outcome.reason, str(outcome) if isinstance(outcome, RowError) else "")]
         for reason, detail in faults[:1]:  # a row is left out once
@@ -73,6 +82,8 @@ def inspect_source(
         "translations": {c: {"rows": n, "good": good_translations[c]} for c, n in translated.items()},
         "unit": "characters" if tokenizer is None else "tokens",
         "lengths": {name: spread(found) for name in MEASURED if (found := [n[name] for n in lengths if name in n])},
+        "without_answer": without_answer,
+        "notes": [*notes, *told(source, remarks)],
         "left_out": left_out,
         "first": _as_json(problems[0]) if problems else None,
     }
@@ -101,6 +112,11 @@ def as_text(report: Mapping[str, Any]) -> str:
     ]
     lines += [f"{report['unit']:10} {'min':>9} {'median':>9} {'95 %':>9} {'max':>9}"] if report["lengths"] else []
     lines += [f"  {name:8} " + " ".join(f"{n[c]:9}" for c in columns) for name, n in report["lengths"].items()]
+    if report["without_answer"]:
+        lines.append(
+            f"no answer  {report['without_answer']} rows with a solution; methods that learn from no reward use them"
+        )
+    lines += report["notes"]
     for entry in report["left_out"]:
         lines.append(f"left out: {entry['rows']} rows, {entry['reason']}; the first is row {entry['first_row']}")
         lines += [f"  {entry['detail']}"] if entry["detail"] else []
@@ -115,14 +131,15 @@ def _outcomes(
     columns: Mapping[str, str] | None,
     difficulty: tuple[float, float] | None,
     limit: int | None,
+    say: Say,
 ) -> Iterator[tuple[Row | None, Outcome]]:
     """Each row (None: made, not read) and what becomes of it."""
     needed = ("problem",)
     if source.partition(":")[0] in GENERATORS:
-        for outcome in read_problems(source, split, columns, needed, subset, limit, difficulty=difficulty):
+        for outcome in read_problems(source, split, columns, needed, subset, limit, difficulty=difficulty, say=say):
             yield None, outcome
         return
-    rows = kept_columns(load_rows(source, split, subset, limit), columns)
+    rows = kept_columns(load_rows(source, split, subset, limit, say), columns)
     yield from zip(rows, from_rows(rows, columns, needed, source, difficulty), strict=True)
 
 
@@ -136,6 +153,11 @@ def _ungradable(problem: Problem, row: Row, reward: str | None) -> list[tuple[st
         return [(error.reason, "")]
     fault = fault_of_gold(verifier, getattr(problem, name))
     return [(f"{name}: not one that {verifier} can grade", fault)] if fault else []
+
+
+def _remarks(problem: Problem, reward: str | None) -> tuple[Remark, ...]:
+    graded = (reward or problem.verifier or "math") == "math" and problem.answer is not None
+    return (*problem.remarks, *(doubts(problem.answer) if graded else ()))
 
 
 def _too_long(lengths: Mapping[str, int], limit: int | None) -> list[tuple[str, str]]:
@@ -165,8 +187,9 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 
 def _as_json(problem: Problem) -> dict[str, Any]:
-    told = {name: value for name in FIELDS if (value := getattr(problem, name)) is not None}
-    return {"row": problem.row, **told, "extra": sorted(problem.extra)}
+    texts = {name: value for name in FIELDS if (value := getattr(problem, name)) is not None}
+    turns = {"history": [list(turn) for turn in problem.history]} if problem.history else {}
+    return {"row": problem.row, **texts, **turns, "extra": sorted(problem.extra)}
 
 
 def _first_in_words(first: Mapping[str, Any]) -> list[str]:
@@ -178,4 +201,5 @@ def _first_in_words(first: Mapping[str, Any]) -> list[str]:
         more = f" ... ({len(text)} characters)" if len(text) > SHOWN_CHARS else ""
         shown = text[:SHOWN_CHARS] + more
         lines.append(f"{name}: {shown}" if "\n" not in shown else "\n    ".join([f"{name}:", *shown.splitlines()]))
+    lines += [f"earlier {role}: {text[:SHOWN_CHARS]}" for role, text in first.get("history", ())]
     return [*lines, f"further columns: {', '.join(first['extra']) or 'none'}", "---"]

@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from jopsd.data.conversation import ConversationError, is_conversation, read_conversation
+from jopsd.data.digits import number_text
 from jopsd.rewards.grader import VERIFIERS
 
 Row = Mapping[str, Any]
@@ -20,8 +22,8 @@ Row = Mapping[str, Any]
 # `answer_number` comes before `answer`: where a set has both (AfriMGSM, MGSM), `answer` is a worked text or null.
 ALIASES: dict[str, tuple[str, ...]] = {
     "id": ("id", "problem_idx", "question_id", "unique_id", "task_id", "idx"),
-    "problem": ("problem", "question", "prompt", "Question"),
-    "solution": ("solution", "r1_solution_1", "ref_solution"),
+    "problem": ("problem", "question", "prompt", "Question", "messages", "conversations"),
+    "solution": ("solution", "r1_solution_1", "ref_solution", "privileged_context", "completion"),
     "answer": ("answer_number", "answer", "Answer", "final_answer", "gt", "target"),
     "problem_en": ("problem_en",),
     "language": ("target_lang", "lang", "language", "lang_code"),
@@ -96,6 +98,14 @@ def polymath(row: Row) -> dict[str, Any]:
 def plain(row: Row) -> dict[str, Any]:
     named = row.get("verifier")
     return {"verifier": named if named in VERIFIERS else verifier_of(row.get("data_source"))}
+
+
+def alpaca(row: Row) -> dict[str, Any]:
+    """An instruction, and under it the input that it is about where there is one."""
+    given = row.get("input")
+    if not (isinstance(given, str) and given.strip()):
+        return plain(row)
+    return plain(row) | {"problem": f"{row['instruction']}\n\n{given}"}
 
 
 def verl(row: Row) -> dict[str, Any]:
@@ -209,6 +219,7 @@ LAYOUTS = (
         lambda row: isinstance(row["id"], str) and bool(_POLYMATH_ID.fullmatch(row["id"])),
     ),
     Layout("mgsm", {"problem": "question"}, mathematics, lambda row: "answer_number" in row),
+    Layout("alpaca", {"problem": "instruction", "solution": "output"}, alpaca),
     Layout("gsm8k", {"problem": "question"}, mathematics, lambda row: "\n#### " in str(row.get("answer"))),
 )
 PLAIN = Layout("plain", {}, plain)
@@ -230,46 +241,62 @@ def verifier_of(data_source: Any, kind: Any = None) -> str | None:
 
 
 def usual(row: Row, name: str) -> tuple[str | None, str]:
-    """First usable text for a field by its usual names, and the column it came from ("" for none or a nested one)."""
-    nested = cell_text(_nested(row, name))
-    if name == "problem" and nested is not None:
-        return nested, ""  # verl keeps the bare problem beside the chat prompt, which may carry an instruction
+    """Text of a field by the first of its usual names that holds something, and that name ("" for none).
+
+    A name that holds something else than text ends the search: another would be a guess.
+    """
+    nested = _nested(row, name)
+    if name == "problem" and cell_text(nested) is not None and not _has_history(row.get("prompt")):
+        return cell_text(nested), ""  # verl keeps it bare beside the chat prompt, which may carry an instruction
     for alias in ALIASES[name]:
-        text = cell_text(row.get(alias))
-        if text is not None:
-            return text, alias
+        if not is_empty(row.get(alias)):
+            return cell_text(row[alias], name), alias
     if name == "system":
-        return chat_text(row.get("prompt"), "system"), ""
-    return nested, ""
+        return (cell_text(row["prompt"], name) if is_conversation(row.get("prompt")) else None), ""
+    return cell_text(nested, name), "" if is_empty(nested) else NESTED
 
 
-def cell_text(value: Any) -> str | None:
-    """A cell as text, or None if it is empty or no text. Whole floats become integer text (27.0 -> "27")."""
+NESTED = "reward_model or extra_info"  # the name under which `usual` tells of what is inside them
+# What a field is of a conversation that stands in its column.
+_PARTS = {"system": "system", "solution": "reply", "answer": "reply", "attempt": "reply"}
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing: null, blank text, not-a-number, or a list or struct without entries."""
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, list | tuple | Mapping):
+        return not value
+    return value is None or (isinstance(value, numbers.Real) and math.isnan(value))
+
+
+def cell_text(value: Any, name: str = "problem") -> str | None:
+    """A cell as the text of a field, or None if it is empty or no text. Numbers as `number_text` writes them.
+
+    Of a conversation it is the user's last turn; for a solution, an answer or an attempt, the assistant's after it. A
+    list of one answer is that answer.
+
+    Raises:
+      ConversationError: a conversation that cannot be read whole.
+    """
+    if is_conversation(value):
+        part = getattr(read_conversation(value), _PARTS.get(name, "problem"))
+        return part if part and part.strip() else None
     if isinstance(value, str):
         return value if value.strip() else None
-    if isinstance(value, bool):
-        return str(value)
-    if isinstance(value, numbers.Integral):
-        return str(int(value))
     if isinstance(value, numbers.Real):
-        number = float(value)
-        if not math.isfinite(number):
-            return None
-        return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
-    return chat_text(value, "user")
-
-
-def chat_text(value: Any, role: str) -> str | None:
-    """Text of the last message of ``role`` in a chat list, else None."""
-    if not isinstance(value, list | tuple) or not all(isinstance(m, Mapping) and "role" in m for m in value):
-        return None
-    for message in reversed(value):
-        if message["role"] == role:
-            content = message.get("content")
-            if isinstance(content, list | tuple):  # multi-part content
-                content = "".join(part.get("text") or "" for part in content if isinstance(part, Mapping))
-            return content if isinstance(content, str) and content.strip() else None
+        return number_text(value)
+    alone = isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], str | int | float)
+    if name == "answer" and alone:
+        return cell_text(value[0])
     return None
+
+
+def _has_history(value: Any) -> bool:
+    try:
+        return is_conversation(value) and bool(read_conversation(value).history)
+    except ConversationError:
+        return True
 
 
 def cell_at(row: Row, column: str) -> Any:
@@ -285,12 +312,11 @@ def cell_at(row: Row, column: str) -> Any:
 def _nested(row: Row, name: str) -> Any:
     """A field inside the structs of a verl row; the ground truth may be text, a number or a struct of its own."""
     info, truth = _struct(row, "extra_info"), _struct(row, "reward_model").get("ground_truth")
-    told = next((info[a] for a in ALIASES[name] if cell_text(info.get(a)) is not None), None)
+    told = next((info[a] for a in ALIASES[name] if not is_empty(info.get(a))), None)
     if name == "id":
         return told if told is not None else info.get("index")
     if name == "answer" and isinstance(truth, Mapping):
-        target = truth.get("target")
-        return target[0] if isinstance(target, list | tuple) and len(target) == 1 else target
+        return truth.get("target", truth)
     if name == "answer" and truth is not None:
         return truth
     if name == "solution" and isinstance(truth, Mapping):
