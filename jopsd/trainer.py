@@ -98,7 +98,7 @@ def with_steps(config: Config, rows: int) -> Config:
     if config.train.steps is not None:
         return config
     steps = max(config.train.epochs * rows // config.train.batch_size, 1)
-    return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
+    return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps, "epochs": None})})
 
 
 class _Draw(NamedTuple):
