@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jopsd.errors import one_line
+from jopsd.paths import argument, path_argument
 
 DTYPES = ("bfloat16", "float16", "float32")
 MODEL_HELP = "Hugging Face model directory, hub id owner/name, or builtin:sums"
@@ -119,7 +120,7 @@ def _command(commands, name: str, run: Callable, about: str, examples: list[str]
 
 
 def _add_output(add: Callable) -> None:
-    add("--output", required=True, type=Path, metavar="DIR", help="must not exist, or be empty")
+    add("--output", required=True, type=path_argument, metavar="DIR", help="must not exist, or be empty")
 
 
 def _add_hf_output(add: Callable, default: str) -> None:
@@ -136,7 +137,7 @@ def _add_to_flax(commands) -> None:
         "Hugging Face directory to orbax directory, with config and tokenizer",
         ["--model models/Qwen3-1.7B --output flax/Qwen3-1.7B", "--model Qwen/Qwen3-0.6B --output flax/Qwen3-0.6B"],
     )
-    add("--model", required=True, metavar="DIR|owner/name", help=MODEL_HELP)
+    add("--model", required=True, type=argument, metavar="DIR|owner/name", help=MODEL_HELP)
     _add_output(add)
 
 
@@ -153,9 +154,9 @@ def _add_to_hf(commands) -> None:
         ],
     )
     help_text = f"a folder made by to-flax, or {RUN_HELP}"
-    add("--from", dest="source", required=True, metavar="ORBAX_DIR|RUN_DIR[:STEP]", help=help_text)
+    add("--from", dest="source", required=True, type=argument, metavar="ORBAX_DIR|RUN_DIR[:STEP]", help=help_text)
     _add_hf_output(add, "the orbax directory, or of the run's initial model")
-    add("--model", metavar="DIR", help="a run's initial model, if it has moved since")
+    add("--model", type=argument, metavar="DIR", help="a run's initial model, if it has moved since")
 
 
 def _add_merge(commands) -> None:
@@ -169,8 +170,14 @@ def _add_merge(commands) -> None:
             "--base flax/Qwen3-1.7B --adapter adapters/math --output models/math --dtype float32",
         ],
     )
-    add("--base", required=True, metavar="DIR|owner/name|ORBAX_DIR", help=f"{MODEL_HELP}, or a folder made by to-flax")
-    add("--adapter", required=True, metavar="PEFT_DIR", help="a directory with adapter_config.json")
+    add(
+        "--base",
+        required=True,
+        type=argument,
+        metavar="DIR|owner/name|ORBAX_DIR",
+        help=f"{MODEL_HELP}, or a folder made by to-flax",
+    )
+    add("--adapter", required=True, type=argument, metavar="PEFT_DIR", help="a directory with adapter_config.json")
     _add_hf_output(add, "the base")
 
 
@@ -182,9 +189,9 @@ def _add_adapter(commands) -> None:
         "the LoRA adapter of a run to PEFT directory, with the tokenizer",
         ["--from runs/quickstart --output adapters/quickstart", "--from runs/opsd:100 --output adapters/opsd-100"],
     )
-    add("--from", dest="source", required=True, metavar="RUN_DIR[:STEP]", help=RUN_HELP)
+    add("--from", dest="source", required=True, type=argument, metavar="RUN_DIR[:STEP]", help=RUN_HELP)
     _add_output(add)
-    add("--model", metavar="DIR", help="the run's initial model, if it has moved since")
+    add("--model", type=argument, metavar="DIR", help="the run's initial model, if it has moved since")
 
 
 def _add_verify(commands) -> None:
@@ -217,7 +224,7 @@ def _add_inspect(commands) -> None:
         ["models/Qwen3-1.7B", "runs/quickstart --tensors", "models/Qwen3-1.7B --mesh data=1,fsdp=8,tensor=2"],
     )
     source = "Hugging Face directory (config.json is enough), folder made by to-flax, RUN_DIR[:STEP], PEFT directory"
-    add("source", metavar="SOURCE", help=source)
+    add("source", type=argument, metavar="SOURCE", help=source)
     add("--mesh", metavar="AXIS=N,...", help="also the bytes on each device of a mesh with axes data, fsdp, tensor")
     add("--tensors", action="store_true", help="also every tensor")
 

@@ -9,9 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors import safe_open
 
-from convert.sources import MODEL, RUN_CONFIG, Source
+from convert.sources import MODEL, Source
 from jopsd import checkpoint
-from jopsd.config import Config, load_config
+from jopsd.config import Config, load_run_config
 from jopsd.models.decoder import ModelConfig
 from jopsd.models.families import FAMILIES, Tensor
 from jopsd.models.hf import abstract_decoder, architecture, fetch_tensor, leaf_name, open_pretrained, read_config
@@ -107,7 +107,7 @@ def open_run(path: Path, step: int | None, model: str | None = None, weights: bo
     Raises:
       ConfigError, CheckpointError: no such run, no such step, or no initial model.
     """
-    config = load_config(path / RUN_CONFIG)
+    config = load_run_config(path, "the run")
     step = checkpoint.find_step(path, step)
     section = config.model if model is None else config.model.model_copy(update={"path": model})
     return Run(path, step, config, model_dir(section, weights and config.lora is not None))

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from jopsd.checkpoint import parse_run
+from jopsd.config import RUN_CONFIG
 from jopsd.models.hf import CONFIG
 from jopsd.models.peft import CONFIG as ADAPTER_CONFIG
 from jopsd.models.safetensors_files import INDEX, SINGLE
+from jopsd.paths import expand
 from jopsd.setup import BUILTIN, source_dir
 
 Kind = Literal["hf", "orbax", "run", "peft"]
-RUN_CONFIG = "config.yaml"
 MODEL = "model"  # the checkpoint in an orbax directory
 LOOKS: dict[Kind, str] = {
     "run": "a run (a folder with config.yaml and checkpoints, and :STEP if wanted)",
@@ -61,8 +62,9 @@ def find_side(text: str, key: str) -> Source:
       ValueError: it is nothing of the kind.
     """
     base, plus, adapter = text.rpartition("+")
-    if not plus or Path(text).exists():
-        return find_source(text, key, ("run", "orbax", "hf"))
+    if not plus or Path(expand(text)).exists():
+        return find_source(expand(text), key, ("run", "orbax", "hf"))
+    base, adapter = expand(base), expand(adapter)
     source = find_source(base, key, ("orbax", "hf"))
     return source._replace(adapter=find_source(adapter, key, ("peft",)).path)
 

@@ -1,12 +1,14 @@
 """python -m eval --model DIR --benchmark NAME --samples N --output DIR, and its sub-commands"""
 
 import argparse
+import difflib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from jopsd.errors import one_line
+from jopsd.paths import argument, path_argument
 from jopsd.rewards.grader import AUTO, VERIFIERS
 
 EXAMPLES = r"""examples:
@@ -31,6 +33,11 @@ THINKING = {"on": True, "off": False, "default": None}
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     command = COMMANDS.get(argv[0] if argv else "", _evaluate)
+    if command is _evaluate and argv and not argv[0].startswith("-"):
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        print(f"error: {argv[0]!r} is not one of {', '.join(COMMANDS)}, nor an option{meant}", file=sys.stderr)
+        return 2
     try:
         print(command(argv[1:] if command is not _evaluate else argv))
     except (ValueError, OSError, ImportError, RuntimeError) as error:
@@ -73,7 +80,7 @@ def _recompute(argv: Sequence[str]) -> str:
     parser = argparse.ArgumentParser(
         prog="python -m eval recompute", description="Makes every results.json in a tree again, from the saved samples."
     )
-    parser.add_argument("output", type=Path, metavar="DIR")
+    parser.add_argument("output", type=path_argument, metavar="DIR")
     output = parser.parse_args(argv).output
     from eval.progress import say_to_stderr
     from eval.recompute import recompute
@@ -112,17 +119,32 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument_group("who answers").add_argument
-    add("--model", metavar="DIR", help="Hugging Face model directory or hub id, or builtin:sums; of a run: its base")
-    add("--checkpoint", metavar="RUN_DIR[:STEP]", help="a run's newest checkpoint, or that of a step")
-    add("--checkpoints", metavar="RUN_DIR", type=Path, help="the base that a run started from, and its checkpoints")
+    add(
+        "--model",
+        type=argument,
+        metavar="DIR",
+        help="Hugging Face model directory or hub id, or builtin:sums; of a run: its base",
+    )
+    add("--checkpoint", type=argument, metavar="RUN_DIR[:STEP]", help="a run's newest checkpoint, or that of a step")
+    add(
+        "--checkpoints",
+        metavar="RUN_DIR",
+        type=path_argument,
+        help="the base that a run started from, and its checkpoints",
+    )
     add("--every", type=int, default=1, metavar="STEPS", help="of --checkpoints: every n-th step, and the last")
-    add("--generations", type=Path, metavar="FILE", help="grade answers that were made elsewhere")
+    add("--generations", type=path_argument, metavar="FILE", help="grade answers that were made elsewhere")
 
     add = parser.add_argument_group("what is asked").add_argument
     add("--benchmark", dest="benchmarks", nargs="+", default=(), metavar="NAME[=PATH]", help="from the hub, or a path")
     add("--language", dest="languages", nargs="+", default=(), metavar="CODE", help="of benchmarks that have several")
     add("--level", dest="levels", nargs="+", default=(), help="of benchmarks that have several")
-    add("--data", metavar="SOURCE", help="your own: file, directory, hub id, or a generator such as sums:test")
+    add(
+        "--data",
+        type=argument,
+        metavar="SOURCE",
+        help="your own: file, directory, hub id, or a generator such as sums:test",
+    )
     add("--split", default="test", help="of --data")
     add("--subset", help="configuration of a hub data set")
     add("--limit", type=int, help="problems to read; default all")
@@ -146,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--backend", default="jetstream", help="jetstream or loop in this process; grpc or openai with --server")
     add("--server", metavar="ADDRESS", help="host:port of `python -m jopsd.serve`, or the URL of an OpenAI-like server")
     add("--served-model", metavar="NAME", help="what the server calls the model")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--output", required=True, type=path_argument, metavar="DIR")
     return parser
 
 

@@ -5,12 +5,12 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from eval.comparison import Comparison, Difference, compare
 from eval.curves import draw, lines
 from eval.read_results import find
 from eval.scores import METRICS, TABLE_WIDE, TOKENS, Score, Table
+from jopsd.paths import path_argument
 from jopsd.tracking import replace_text
 
 FORMATS = ("markdown", "csv", "json")
@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--baseline", metavar="ROW", help="name of the row, or the RUN, that the others are compared with")
     add("--common", action="store_true", help="compare on the problems that both have, where they do not have the same")
     add("--papers", action="store_true", help="published numbers of the same model and benchmarks")
-    add("--output", type=Path, metavar="FILE", help="write the tables there too")
-    add("--curves", type=Path, metavar="FILE.png", help="plot the first metric by step of a run")
+    add("--output", type=path_argument, metavar="FILE", help="write the tables there too")
+    add("--curves", type=path_argument, metavar="FILE.png", help="plot the first metric by step of a run")
 
 
 def main(argv: Sequence[str]) -> str:

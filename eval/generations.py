@@ -8,6 +8,7 @@ file must hold problem and answer itself.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,11 +72,17 @@ def read_generations(options: Options) -> tuple[Task, Samples, str]:
     else:
         task, drawn = _own(numbered, options, path)
     count = options.samples or max(map(len, drawn))
-    for problem, own in zip(task.problems, drawn, strict=True):
+    for problem, own in sorted(zip(task.problems, drawn, strict=True), key=lambda pair: len(pair[1])):
+        if not own:
+            without = sum(not each for each in drawn)
+            raise ValueError(
+                f"{path}: {without} of {len(drawn)} problems have no generation, such as {problem.id!r} (row "
+                f"{problem.row} of {task.source}); add theirs, or evaluate on rows that have some"
+            )
         if len(own) < count:
             raise ValueError(
                 f"{path}: problem {problem.id!r} has {len(own)} generations, not {count}; complete the file, or give "
-                f"--samples {min(map(len, drawn))} to use so many of each" + _none(drawn)
+                f"--samples {len(own)} to use so many of each"
             )
     by_row = tuple(tuple(own[:count]) for own in drawn)
     return task, Samples(by_row, hashlib.sha256(path.read_bytes()).hexdigest()), name or path.stem
@@ -120,45 +127,89 @@ def _rows(path: Path) -> tuple[Sequence[Mapping[str, Any]], str | None]:
 
 
 def _own(rows: Numbered, options: Options, path: Path) -> tuple[Task, list[list[Sample]]]:
-    """Problems and generations of a file that holds both; rows with the same id or text are one problem."""
+    """Problems and generations of a file that holds both; rows with the same id, or without ids the same text, are one
+    problem.
+
+    Raises:
+      ValueError: a row without problem or answer, or one id or text for problems that differ; by row.
+    """
     reward = reward_of(options, None)
-    problems: dict[str, Problem] = {}
-    drawn: dict[str, list[Sample]] = {}
+    problems: list[Problem] = []
+    drawn: list[list[Sample]] = []
+    places: dict[tuple[str, str], int] = {}  # by ("id", id) and ("text", problem)
     for number, row in rows:
-        if options.limit is not None and len(problems) >= options.limit and _key(row) not in problems:
+        samples, given_id = _samples(row, path, number), _key(row)
+        try:
+            problem = _problem(row, number, options, path)
+        except ValueError:
+            if ("id", given_id) not in places:  # otherwise a generation of a problem that stands in an earlier row
+                raise
+            drawn[places["id", given_id]] += samples
             continue
-        own = _samples(row, path, number)
-        columns = dict(options.columns)
-        if "answer" not in columns and (gold := next((name for name in GOLDS if name in row), None)):
-            columns["answer"] = gold
-        bare = {name: cell for name, cell in row.items() if name not in (*LISTS, *TEXTS)}
-        key = _key(row) or str(number)
-        if key not in problems:
-            try:
-                problem = problem_from_row(bare, number, columns, str(path))
-            except RowError as error:
-                raise ValueError(
-                    f"{path}, row {number} (counted from 0), field {error.field!r}: {error.fault}; columns present: "
-                    f"{', '.join(row)}; fix: give the --benchmark or --data that the generations answer, or --column "
-                    f"{error.field}=NAME"
-                ) from None
+        text = problem.problem.strip()
+        place = places.get(("text", text) if given_id is None else ("id", given_id))
+        if place is None:
+            if options.limit is not None and len(problems) >= options.limit:
+                continue
             if fault := fault_of_row(reward, problem):
                 raise ValueError(f"{path}, row {number} (counted from 0), field {fault[0]!r}: {fault[1]}")
-            problems[key], drawn[key] = problem, []
-        drawn[key] += own
+            place = len(problems)
+            problems.append(problem)
+            drawn.append([])
+            places.setdefault(("text", text), place)
+            if given_id is not None:
+                places["id", given_id] = place
+        _require_same(problems[place], problem, f"{path}, row {number} (counted from 0)", given_id)
+        drawn[place] += samples
     if not problems:
         raise ValueError(f"{path} has no rows")
-    return own_task(str(path), reward, list(problems.values())), list(drawn.values())
+    task = own_task(str(path), reward, problems)
+    twice = len(problems) - len({problem.problem.strip() for problem in problems})
+    note = f"{path}: {twice} problems repeat the text of another under an id of their own, and count apart"
+    return (replace(task, notes=(*task.notes, note)) if twice else task), drawn
+
+
+def _problem(row: Mapping[str, Any], number: int, options: Options, path: Path) -> Problem:
+    """The problem that a row of generations holds. Raises ValueError where it holds none."""
+    columns = dict(options.columns)
+    if "answer" not in columns and (gold := next((name for name in GOLDS if name in row), None)):
+        columns["answer"] = gold
+    bare = {name: cell for name, cell in row.items() if name not in (*LISTS, *TEXTS)}
+    try:
+        return problem_from_row(bare, number, columns, str(path))
+    except RowError as error:
+        raise ValueError(
+            f"{path}, row {number} (counted from 0), field {error.field!r}: {error.fault}; columns present: "
+            f"{', '.join(row)}; fix: give the --benchmark or --data that the generations answer, or --column "
+            f"{error.field}=NAME"
+        ) from None
+
+
+def _require_same(known: Problem, problem: Problem, where: str, given_id: str | None) -> None:
+    """Raises ValueError unless two rows that are taken for one problem ask the same and have the same answer."""
+    what = "text" if given_id is None else f"id {given_id!r}"
+    if problem.problem.strip() != known.problem.strip():
+        raise ValueError(
+            f"{where}: its {what} is that of row {known.row}, which holds another problem; give every problem an id of "
+            "its own, or leave ids out"
+        )
+    if problem.answer is not None and problem.answer != known.answer:
+        raise ValueError(
+            f"{where}: its {what} is that of row {known.row}, with another answer: {problem.answer!r} here, "
+            f"{known.answer!r} there; correct the file, or give problems that differ different ids"
+        )
 
 
 def _matched(rows: Numbered, task: Task, path: Path, limited: bool) -> list[list[Sample]]:
     """Generations by problem, found by text where a row has one, else by id. limited: other problems are passed by."""
-    texts = {problem.problem.strip(): row for row, problem in enumerate(task.problems)}
-    ids = {problem.id: row for row, problem in enumerate(task.problems)}
+    texts: dict[str, list[int]] = {}
+    for number, problem in enumerate(task.problems):
+        texts.setdefault(problem.problem.strip(), []).append(number)
+    ids = {problem.id: number for number, problem in enumerate(task.problems)}
     drawn: list[list[Sample]] = [[] for _ in task.problems]
     for number, row in rows:
         text = next((row[name].strip() for name in ("problem", "question") if isinstance(row.get(name), str)), None)
-        place = ids.get(_key(row)) if text is None else texts.get(text)
+        place = _place(texts, ids, text, _key(row), task, f"{path}, row {number} (counted from 0)")
         if place is not None:
             drawn[place] += _samples(row, path, number)
         elif not limited:
@@ -167,6 +218,34 @@ def _matched(rows: Numbered, task: Task, path: Path, limited: bool) -> list[list
                 f"{path}, row {number} (counted from 0): no problem of {task.name or task.source} has its {what}"
             )
     return drawn
+
+
+def _place(
+    texts: Mapping[str, Sequence[int]],
+    ids: Mapping[str, int],
+    text: str | None,
+    given_id: str | None,
+    task: Task,
+    where: str,
+) -> int | None:
+    """The number of the problem that a row of generations answers; None where there is none.
+
+    Raises:
+      ValueError: several have its text, and its id does not say which; or several have its id.
+    """
+    source = task.name or task.source
+    if text is None:
+        if f"{given_id}#2" in ids:  # how a repeated id is told apart
+            raise ValueError(f"{where}: several problems of {source} have its id {given_id!r}; give the text as well")
+        return ids.get(given_id)
+    same = texts.get(text, ())
+    if len(same) > 1 and ids.get(given_id) not in same:
+        rows = " and ".join(str(task.problems[place].row) for place in same)
+        raise ValueError(
+            f"{where}: its problem is there {len(same)} times in {source}, in rows {rows} (counted from 0); remove "
+            "the repeated rows, or give generations the id of theirs"
+        )
+    return ids[given_id] if len(same) > 1 else next(iter(same), None)
 
 
 def _samples(row: Mapping[str, Any], path: Path, number: int) -> list[Sample]:
@@ -192,8 +271,3 @@ def _sample(given: Any, path: Path, number: int) -> Sample:
 
 def _key(row: Mapping[str, Any]) -> str | None:
     return next((str(row[name]) for name in IDS if row.get(name) is not None), None)
-
-
-def _none(drawn: Sequence[Sequence[Sample]]) -> str:
-    missing = sum(not own for own in drawn)
-    return f" ({missing} problems have none)" if missing else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 from eval import presets
 from eval.presets import Preset
 from jopsd.checkpoint import parse_run
-from jopsd.config import load_config
+from jopsd.config import Config, load_run_config
 from jopsd.schema import Reward
 
 DEFAULTS = {"temperature": 1.0, "top_p": 0.95, "top_k": 0, "max_new_tokens": 1024}
@@ -63,6 +63,11 @@ class Options:
             return self.checkpoints
         return None if self.checkpoint is None else parse_run(self.checkpoint)[0]
 
+    @property
+    def run_config(self) -> Config:
+        """The config of that run. Raises ConfigError where there is no such run."""
+        return load_run_config(self.run_dir, "--checkpoint" if self.checkpoints is None else "--checkpoints")
+
 
 def complete(options: Options) -> tuple[Options, Preset | None]:
     """The options without open choices (but `reward`, `thinking` and `max_length`), and the preset they name.
@@ -78,7 +83,7 @@ def complete(options: Options) -> tuple[Options, Preset | None]:
         options = replace(options, benchmarks=preset.benchmarks, **own)
     _check(options)
     defaults = dict(DEFAULTS)
-    if options.run_dir is not None and (own := load_config(options.run_dir / "config.yaml").eval) is not None:
+    if options.run_dir is not None and (own := options.run_config.eval) is not None:
         defaults |= {name: getattr(own, name) for name in DEFAULTS}
     if preset is not None:
         defaults |= {name: getattr(preset, name) for name in DEFAULTS}
@@ -98,7 +103,7 @@ def reward_of(options: Options, benchmark_reward: str | None) -> str:
     """The verifier's name: as asked for, the benchmark's, the run's, or math."""
     if options.reward or benchmark_reward:
         return options.reward or benchmark_reward
-    own = None if options.run_dir is None else load_config(options.run_dir / "config.yaml").reward
+    own = None if options.run_dir is None else options.run_config.reward
     return Reward().name if own is None else own.name
 
 

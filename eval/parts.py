@@ -18,6 +18,7 @@ from jopsd.contexts import ContextConfig, CrosslingualContext, SolutionContext
 from jopsd.contexts.languages import shipped_records
 from jopsd.data.datasets import GENERATORS, kept_columns, load_problems, load_rows
 from jopsd.data.problem import Problem, RowError, problem_from_row
+from jopsd.paths import expand
 from jopsd.rewards.grader import fault_of_row
 
 ENGLISH = "en"
@@ -223,7 +224,7 @@ def _rows(part: Part) -> tuple[str, Read]:
             fix = f"give a local copy as {benchmark.name}=PATH"
             raise FileNotFoundError(f"{part.name}: cannot load {benchmark.source}: {error}; fix: {fix}") from error
         return benchmark.source, _read(benchmark.name, benchmark.source, rows)
-    path = Path(part.path).expanduser()
+    path = Path(expand(part.path))
     if path.is_dir() and benchmark.file:
         path = _in_directory(part, path)
     if path.is_file():

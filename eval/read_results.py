@@ -10,6 +10,7 @@ from eval import metrics
 from eval.parts import find_parts
 from eval.records import GENERATIONS, PROBLEMS, RESULTS, SETTINGS
 from eval.report import NO_ANSWER
+from jopsd.paths import expand
 
 # Keys of the published files that say how samples were drawn, and of our settings what else may differ.
 SAMPLING = ("val_n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "max_new_tokens", "enable_thinking")
@@ -88,10 +89,10 @@ def split_label(run: str) -> tuple[str | None, Path]:
     """(NAME or None, PATH); a path that exists may have a '=' in it."""
     name, equals, path = run.partition("=")
     if not equals or Path(run).exists():
-        return None, Path(run)
+        return None, Path(expand(run))
     if not name or not path:
         raise ValueError(f"{run!r} must look like PATH or NAME=PATH")
-    return name, Path(path)
+    return name, Path(expand(path))
 
 
 def read(path: Path, label: str | None = None) -> Evaluation:

@@ -43,16 +43,15 @@ class Record(NamedTuple):
 def open_records(folder: Path, settings: Mapping, problems: Sequence[Mapping] = ()):
     """(records so far, function that adds one), for one process at a time. problems: kept beside them.
 
-    A line that a killed process left unfinished is cut off, so its sample is drawn again.
+    A line that a killed process left unfinished is cut off, so its sample is drawn again. A folder without any record
+    holds nothing worth keeping, so it takes other settings.
 
     Raises:
       ValueError: the folder belongs to an evaluation with other settings, or to none, or a line is damaged.
       BlockingIOError: another process is at work in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    claim(folder, settings)
-    if not (folder / PROBLEMS).exists():
-        replace_text(folder / PROBLEMS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in problems))
+    begun = (folder / GENERATIONS).exists()
     with open(folder / GENERATIONS, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,6 +63,14 @@ def open_records(folder: Path, settings: Mapping, problems: Sequence[Mapping] = 
         whole, _, torn = file.read().rpartition(b"\n")
         if torn:
             file.truncate(len(whole) + 1 if whole else 0)
+        if whole and not (folder / SETTINGS).exists():
+            raise ValueError(f"{folder} has {GENERATIONS} but no {SETTINGS}: use another --output")
+        if begun and not whole:  # by an evaluation of ours that drew nothing
+            for name in (SETTINGS, PROBLEMS, SERVER):
+                (folder / name).unlink(missing_ok=True)
+        claim(folder, settings)
+        if not (folder / PROBLEMS).exists():
+            replace_text(folder / PROBLEMS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in problems))
         records = _parse(whole, folder / GENERATIONS)
 
         def add(record: Record) -> None:
@@ -101,8 +108,6 @@ def claim(folder: Path, settings: Mapping) -> None:
     """Writes the settings into an unused folder, or compares them with those that are there."""
     path, settings = folder / SETTINGS, json.loads(json.dumps(settings))
     if not path.exists():
-        if (folder / GENERATIONS).exists():
-            raise ValueError(f"{folder} has {GENERATIONS} but no {SETTINGS}: use another --output")
         write_json(path, settings)
         return
     old = read_json(path)

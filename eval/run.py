@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from eval.generations import graded, read_generations
 from eval.options import Options, complete
+from eval.parts import find_parts
 from eval.presets import Preset
 from eval.problems import Task, digest, find_tasks, items_of, kept
 from eval.progress import Say, say_to_stderr, show_progress
@@ -71,7 +72,7 @@ def run(options: Options, say: Say = say_to_stderr) -> list[Path]:
       ValueError, OSError: bad input, named, before any weight is read.
       CheckpointError, SamplerError, RuntimeError: no such checkpoint; sampling or grading broke down.
     """
-    options, preset = complete(options)
+    options, preset = _checked(options)
     if options.generations is not None:
         return read_and_grade(options, say)
     subjects, tasks = find_subjects(options), find_tasks(options)
@@ -98,6 +99,22 @@ def run(options: Options, say: Say = say_to_stderr) -> list[Path]:
             sampler = lambda: samplers.of(job.subject)  # noqa: B023, E731 (called at once)
             evaluate(job, drawing, sampler, graders[job.task.reward], tokenizer, say)
     return [job.folder for job in jobs]
+
+
+def _checked(options: Options) -> tuple[Options, Preset | None]:
+    """`complete`, with what else is wrong with the names that were given in the same error."""
+    found, faults = [], []
+    looks = [lambda: complete(options), lambda: find_parts(options.benchmarks, options.languages, options.levels)]
+    if options.model is not None and "/" not in options.model:  # others may have to be looked up on the hub
+        looks.append(lambda: source_dir(options.model, weights=False))
+    for look in looks:
+        try:
+            found.append(look())
+        except (ValueError, OSError) as error:
+            faults.append(str(error))
+    if faults:
+        raise ValueError("; ".join(faults))
+    return found[0]
 
 
 def make_jobs(
@@ -187,18 +204,19 @@ def evaluate(job: Job, drawing: Drawing, sampler: Callable[[], Sampler], grader:
         missing = _missing(records, len(job.items), samples)
         if records and missing:
             say(f"{job.folder} has {len(records)} samples; the others are made now")
-        for row in [row for row in missing if drawing.room(job.items[row]) < 1]:
-            for record in no_room(row, job.items[row], missing.pop(row)):
-                add(record)
+        unasked = {row: missing.pop(row) for row in list(missing) if drawing.room(job.items[row]) < 1}
         if missing:
-            with show_progress(records, len(job.items) * samples, say) as advance:
-                source = sampler()
-                claim_server(job.folder, getattr(source, "description", None))
-                requests = make_requests(job, drawing, missing)
+            source = sampler()
+            claim_server(job.folder, getattr(source, "description", None))
+            requests = make_requests(job, drawing, missing)
+            with show_progress(records, len(records) + sum(map(len, missing.values())), say) as advance:
                 for index, rollout in draw_rollouts(source, requests, job.items, tokenizer, grader.submit):
                     record = record_of(rollout, index)
                     add(record)
                     advance(record)
+        for row, indices in unasked.items():  # last: a folder in which nothing was drawn takes other settings
+            for record in no_room(row, job.items[row], indices):
+                add(record)
         write_in_order(job.folder, records)
         write_results(job.folder, job.settings, job.rows, records, grader, job.task.problems)
 
@@ -221,6 +239,8 @@ def make_requests(job: Job, drawing: Drawing, missing: Mapping[int, tuple[int, .
 def read_and_grade(options: Options, say: Say) -> list[Path]:
     """Grades generations that were made elsewhere. Returns the one folder."""
     task, samples, name = read_generations(options)
+    for note in task.notes:
+        say(note)
     tokenizer = None
     if options.model is not None:
         tokenizer = load_tokenizer(source_dir(options.model, weights=False))
@@ -247,7 +267,7 @@ def read_and_grade(options: Options, say: Say) -> list[Path]:
         rows = kept(task, items, None)
         records, add = stack.enter_context(open_records(options.output, settings, rows))
         missing = _missing(records, len(items), n)
-        with show_progress(records, len(items) * n, say) as advance:
+        with show_progress(records, len(items) * n, say, drawn=False) as advance:
             for record in graded(samples, missing, items, grader, tokenizer):
                 add(record)
                 advance(record)

@@ -9,7 +9,6 @@ import jax
 
 from eval.options import SERVERS, Options
 from jopsd.checkpoint import all_steps, find_step, parse_run
-from jopsd.config import load_config
 from jopsd.contexts import ContextConfig, SolutionContext
 from jopsd.models.decoder import Decoder
 from jopsd.models.hf import CONFIG, read_config
@@ -56,7 +55,7 @@ def find_subjects(options: Options) -> list[Subject]:
         subject = Subject("", Path(), None, None, SolutionContext(), Reading())
         path, weights, steps = options.model, options.backend not in SERVERS, [None]
     else:
-        config = load_config(options.run_dir / "config.yaml")
+        config = options.run_config
         reading = config.eval or config.student
         reading = Reading(thinking=reading.thinking, close_think=reading.close_think)
         context = with_template(config.context, config.eval.template if config.eval else None)

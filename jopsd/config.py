@@ -3,7 +3,8 @@
     config = load_config("configs/quickstart.yaml", ["optimizer.learning_rate=1e-3", "seed=2"])
 
 `extends: other.yaml` (one path or a list, relative to the file) is read first and merged key by key; a mapping whose
-`name` differs from the one it overrides replaces it whole. Every config resolves to one explicit YAML:
+`name` differs from the one it overrides replaces it whole. An override of a name (`method.name=pwopsd`) keeps the keys
+that the new method has, and says which it keeps and drops. Every config resolves to one explicit YAML:
 
     python -m jopsd.config show FILE [key=value ...]
     python -m jopsd.config diff FILE FILE
@@ -13,33 +14,77 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from jopsd.config_errors import describe, known_keys
+from jopsd.paths import expand
 from jopsd.schema import Config
 
-__all__ = ["Config", "ConfigError", "difference", "flatten", "load_config", "to_yaml", "validate_config"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "difference",
+    "flatten",
+    "load_config",
+    "load_run_config",
+    "to_yaml",
+    "validate_config",
+]
+
+
+RUN_CONFIG = "config.yaml"  # in the output_dir of a run
+# How to write a value that is none.
+_EMPTY = "`{key}{sep}null` for none, or `{key}{sep}''` for an empty text"
+
+Say = Callable[[str], None]
 
 
 class ConfigError(ValueError):
     """A config that cannot be used; the message names the key, the value and the fix."""
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def say_to_stderr(text: str) -> None:
+    """Prints a note where it does not mix with what a command prints."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), say: Say = say_to_stderr) -> Config:
     """Reads a YAML config, applies `a.b=value` overrides, validates.
+
+    Args:
+      say: told what of the file an override puts out of use.
 
     Raises:
       ConfigError: a missing or malformed file, a cycle of `extends`, an override that is not `key=value`, an unknown
         key (with the nearest real one), a value of the wrong type or out of range.
     """
-    tree = _read(Path(path), ())
+    try:
+        tree = _read(Path(expand(str(path))), (), say)
+    except ConfigError:
+        raise
+    except ValueError as error:  # of `expand`
+        raise ConfigError(str(error)) from None
     for override in overrides:
-        tree = _merge(tree, _parse_override(override))
+        over = _without_other_length(tree, _parse_override(override), say)
+        tree = _merge(tree, over, lambda key, old, new: _renamed(key, old, new, say))
     return validate_config(tree, str(path))
+
+
+def load_run_config(run_dir: Path, key: str) -> Config:
+    """The config that a run was started with; `key` says in the error what named the run.
+
+    Raises:
+      ConfigError: `run_dir` is not the folder of a run, or its config cannot be used.
+    """
+    if not (run_dir / RUN_CONFIG).is_file():
+        what = "is a folder without config.yaml" if run_dir.is_dir() else "does not exist"
+        raise ConfigError(f"{key} {run_dir} {what}; give the output_dir of a training run")
+    return load_config(run_dir / RUN_CONFIG)
 
 
 def validate_config(tree: dict, where: str) -> Config:
@@ -47,7 +92,7 @@ def validate_config(tree: dict, where: str) -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise _refusal(where, [_describe(problem) for problem in error.errors()]) from None
+        raise _refusal(where, [describe(problem) for problem in error.errors()]) from None
     if flags := _flags_read_as_numbers(tree, config.model_dump()):
         raise _refusal(where, [f"`{key}` = {value}: a number is wanted, not true or false" for key, value in flags])
     return config
@@ -73,7 +118,7 @@ def _flags_read_as_numbers(given, resolved, key: str = "") -> list[tuple[str, bo
     return [(key, given)] if isinstance(given, bool) and not isinstance(resolved, bool) else []
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict:
+def _read(path: Path, seen: tuple[Path, ...], say: Say = say_to_stderr) -> dict:
     resolved = path.resolve()
     if resolved in seen:
         raise ConfigError("`extends` runs in a circle: " + " -> ".join(p.name for p in (*seen, resolved)))
@@ -81,9 +126,11 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
         raise ConfigError(f"config {path} is a directory; give one of the YAML files in it")
     if not path.is_file():
         origin = f" (named by `extends` in {seen[-1]})" if seen else ""
-        raise ConfigError(f"config file {path} does not exist{origin}")
+        raise ConfigError(f"config file {path} does not exist{origin}{_near_file(path)}")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        loader.name = str(path)
+        tree = loader.get_single_data() or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(tree, dict):
@@ -93,28 +140,74 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise ConfigError(f"{path}: `extends` must be a path or a list of paths, not {parents!r}")
     merged: dict = {}
-    for parent in parents:
-        merged = _merge(merged, _read(path.parent / parent, (*seen, resolved)))
-    return _merge(merged, tree)
-
-
-def _merge(base: dict, over: dict) -> dict:
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        same_kind = isinstance(old, dict) and isinstance(value, dict)
-        renamed = same_kind and "name" in value and old.get("name") not in (None, value["name"])
-        merged[key] = _merge(old, value) if same_kind and not renamed else value
+    layers = [_read(path.parent / expand(parent), (*seen, resolved), say) for parent in parents]
+    for layer in (*layers, tree):
+        merged = _merge(merged, _without_other_length(merged, layer, say))
     return merged
 
 
+def _near_file(path: Path) -> str:
+    """The config that a missing one was probably meant to be, as the end of an error."""
+    folders = [path.parent, Path("configs")]
+    files = {f.stem: f for folder in reversed(folders) if folder.is_dir() for f in sorted(folder.glob("*.yaml"))}
+    near = difflib.get_close_matches(path.stem, files, n=1, cutoff=0.5)
+    return f"; did you mean {files[near[0]]}?" if near else ""
+
+
+def _merge(base: dict, over: dict, renamed: Callable[[str, dict, dict], dict] = lambda key, old, new: new) -> dict:
+    """`over` on `base`, key by key. renamed: what becomes of a mapping that gets another name."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if not (isinstance(old, dict) and isinstance(value, dict)):
+            merged[key] = value
+        elif "name" in value and old.get("name") not in (None, value["name"]):
+            merged[key] = renamed(key, old, value)
+        else:
+            merged[key] = _merge(old, value, renamed)
+    return merged
+
+
+def _renamed(section: str, old: dict, new: dict, say: Say) -> dict:
+    """A section under another name, with those of its keys that this name has too."""
+    has = known_keys([section, str(new["name"])])
+    earlier = {key: value for key, value in old.items() if key not in new}
+    kept = {key: value for key, value in earlier.items() if key in has}
+    told = [
+        f"{word} {', '.join(f'{section}.{key}={value}' for key, value in keys.items())}"
+        for word, keys in (("keeps", kept), ("drops", {k: v for k, v in earlier.items() if k not in kept}))
+        if keys
+    ]
+    if told:
+        say(f"{section}.name={new['name']} in place of {old['name']} {' and '.join(told)}")
+    return kept | new
+
+
+def _without_other_length(base: dict, over: dict, say: Say) -> dict:
+    """`over`, in which steps put earlier epochs out of use, and epochs steps."""
+    given, earlier = (tree["train"] if isinstance(tree.get("train"), dict) else {} for tree in (over, base))
+    for key, other in (("steps", "epochs"), ("epochs", "steps")):
+        if given.get(key) is not None and other not in given and earlier.get(other) is not None:
+            say(f"train.{key}={given[key]} counts; train.{other}={earlier[other]} of the config is dropped")
+            return {**over, "train": {**given, other: None}}
+    return over
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text, where people mean a number; and of a key given twice it keeps the last."""
+    """YAML 1.1 reads 1e-3 as text, where people mean a number; of a key given twice it keeps the last; a key with
+    nothing after it is null, which is often a section whose keys are commented out."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if isinstance(key, str) and keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is given twice", node.start_mark)
+        seen = set()
+        for key, value in node.value:
+            fault = None
+            if key.value in seen and isinstance(key.value, str):
+                fault = f"key {key.value!r} is given twice"
+            elif isinstance(value, yaml.ScalarNode) and value.value == "" and value.style is None:
+                fault = f"key {key.value!r} has no value; write {_EMPTY.format(key=key.value, sep=': ')}"
+            if fault:
+                raise yaml.constructor.ConstructorError(None, None, fault, key.start_mark)
+            seen.add(key.value if isinstance(key.value, str) else None)
         return super().construct_mapping(node, deep)
 
 
@@ -127,6 +220,8 @@ def _parse_override(text: str) -> dict:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"override {text!r} must look like section.key=value")
+    if not value.strip():
+        raise ConfigError(f"override {text!r} has no value; write {_EMPTY.format(key=key.strip(), sep='=')}")
     try:
         tree: Any = yaml.load(value, _Loader)
     except yaml.YAMLError:
@@ -134,59 +229,6 @@ def _parse_override(text: str) -> dict:
     for part in reversed(key.strip().split(".")):
         tree = {part: tree}
     return tree
-
-
-def _describe(problem: dict) -> str:
-    """One line for one pydantic error: the dotted key, what is wrong, and the nearest real key."""
-    location = [str(part) for part in problem["loc"]]
-    known = _known_keys(location[:-1])
-    # Tagged unions put the tag into the location; it is not a key of the file.
-    shown = ".".join(part for i, part in enumerate(location) if not _is_tag(location, i))
-    kind = problem["type"]
-    if kind == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        return f"unknown key `{shown}`" + (f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(known)}")
-    if kind == "missing":
-        return f"`{shown}` is required"
-    message = problem["msg"].removeprefix("Value error, ")
-    if kind == "union_tag_not_found":
-        return f"`{shown}.name` is required; known: {', '.join(_names_of(location))}"
-    if kind == "union_tag_invalid":
-        given = problem.get("ctx", {}).get("tag")
-        return f"`{shown}.name` = {given!r} is not known; known: {', '.join(_names_of(location))}"
-    if not shown:
-        return message
-    return f"`{shown}` = {problem['input']!r}: {message}" if kind != "value_error" else f"`{shown}`: {message}"
-
-
-def _is_tag(location: list[str], i: int) -> bool:
-    return i == 1 and location[0] in ("method", "context") and location[1] in _names_of(location)
-
-
-def _names_of(location: list[str]) -> list[str]:
-    """The names a tagged union goes by."""
-    union = [m for m in _models_in(Config.model_fields[location[0]].annotation) if "name" in m.model_fields]
-    return sorted(m.model_fields["name"].default for m in union)
-
-
-def _known_keys(location: list[str]) -> list[str]:
-    """Keys allowed at a place in the schema, for hints."""
-    models: list[type[BaseModel]] = [Config]
-    for i, part in enumerate(location):
-        if part.isdigit():  # a place in a list
-            continue
-        if _is_tag(location, i):
-            models = [m for m in models if m.model_fields["name"].default == part] or models
-            continue
-        fields = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-        models = [t for field in fields for t in _models_in(field)]
-    return sorted({key for m in models for key in m.model_fields})
-
-
-def _models_in(annotation) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for argument in get_args(annotation) for m in _models_in(argument)]
 
 
 def flatten(tree, prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from jopsd import checkpoint
-from jopsd.config import Config, load_config
+from jopsd.config import Config, load_run_config
 from jopsd.mesh import make_mesh, sampling_mesh
 from jopsd.models.decoder import Decoder, ModelConfig
 from jopsd.models.hf import abstract_decoder, load_pretrained, read_config
@@ -87,7 +87,7 @@ def restore_policy(
       ConfigError: no config.yaml in `run_dir`, one that is not usable, or no initial model.
       CheckpointError: no such checkpoint, or one that cannot be read.
     """
-    config = load_config(Path(run_dir) / "config.yaml")
+    config = load_run_config(Path(run_dir), "--checkpoint")
     step = 0 if step == 0 else checkpoint.find_step(run_dir, step)
     if model is not None:
         config = config.model_copy(update={"model": config.model.model_copy(update={"path": model})})

@@ -108,8 +108,8 @@ def changes(config: Config, run_dir: Path) -> list[str]:
     if not saved.is_file() or not checkpoint.checkpoint_dir(run_dir).is_dir():
         return []
     old, new = (flatten(tree) for tree in (yaml.safe_load(saved.read_text()), config.model_dump(mode="json")))
-    if config.train.steps is None:
-        new["train.steps"] = old["train.steps"]  # counted when the rows are
+    if config.train.steps is None:  # epochs are counted in steps when the rows are
+        new |= {key: old.get(key) for key in ("train.steps", "train.epochs")}
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     fixed = [key for key in differing if not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)]
     if fixed:

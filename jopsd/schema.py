@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from jopsd.contexts import ContextConfig, SolutionContext
 from jopsd.methods import MethodConfig
 from jopsd.models.attention import ATTENTION
 from jopsd.models.lora import TARGETS
+from jopsd.paths import FilePath, expand
 from jopsd.rewards.grader import VERIFIERS
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -29,7 +30,7 @@ class Model(Section):
     attention: `auto` is cudnn or splash where GPU or TPU and shapes allow, else xla.
     """
 
-    path: str
+    path: FilePath
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     param_dtype: Literal["bfloat16", "float32"] | None = None
     remat: Literal["none", "dots", "full"] = "full"
@@ -48,7 +49,16 @@ class Lora(Section):
     alpha: Annotated[float, Field(gt=0)] = 128.0
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = TARGETS
     rslora: bool = False
-    path: str | None = None
+    path: FilePath | None = None
+
+    @field_validator("targets")
+    @classmethod
+    def _are_projections(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [target for target in targets if target not in TARGETS]:
+            short = [target.removesuffix("_proj") for target in targets]
+            meant = f"; did you mean [{', '.join(short)}]?" if set(short) <= set(TARGETS) else ""
+            raise ValueError(f"{unknown[0]} is not one of {', '.join(TARGETS)}{meant}")
+        return targets
 
 
 class Reading(Section):
@@ -80,8 +90,8 @@ class Teacher(Reading):
     start: Literal["initial", "first_update"] | None = None
     every: PositiveInt | None = None
     mix: Annotated[float, Field(gt=0, lt=1)] | None = None
-    path: str | None = None
-    models: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], str] | None = None
+    path: FilePath | None = None
+    models: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], FilePath] | None = None
     max_prompt_tokens: PositiveInt | None = None
 
     @model_validator(mode="before")
@@ -120,7 +130,7 @@ TEACHER_KEYS: dict[str, dict[str, Any]] = {
 class Reference(Section):
     """The model of KL penalties and of G-OPD's extrapolation. path: a model directory; null is the initial model."""
 
-    path: str | None = None
+    path: FilePath | None = None
 
 
 class Source(Section):
@@ -132,7 +142,7 @@ class Source(Section):
     verifier: for reward.name auto, of rows whose data set does not say.
     """
 
-    source: str | None
+    source: FilePath | None
     split: str = "train"
     subset: str | None = None
     columns: dict[str, str] = {}
@@ -152,7 +162,7 @@ class Source(Section):
 class MixedSource(Source):
     """One source of a mixture. weight: its share of the rows trained on, relative to the other weights."""
 
-    source: str
+    source: FilePath
     weight: Annotated[float, Field(gt=0, strict=True)] = 1.0
 
 
@@ -224,8 +234,8 @@ class Access(Section):
     connection is TLS. timeout: seconds in which a server must come up, or take new weights.
     """
 
-    token_file: str | None = None
-    ca_file: str | None = None
+    token_file: FilePath | None = None
+    ca_file: FilePath | None = None
     timeout: Annotated[float, Field(gt=0)] = 120.0
 
 
@@ -320,7 +330,7 @@ class Profile(Section):
 
 
 class Train(Section):
-    """steps: batches of rollouts to train on (150), or epochs: times through the data; steps win where both are given.
+    """steps: batches of rollouts to train on (150), or epochs: times through the data; one of them, the other is null.
     batch_size: prompts per step. mini_batch_size: prompts per optimiser update; null is all, one on-policy update.
     passes: times that a step's rollouts are gone through. micro_batch_size: rollouts per backward pass; null is all.
     packing: sequences share rows without padding between them; false gives each rollout a row. micro_batch_tokens
@@ -348,8 +358,12 @@ class Train(Section):
     @model_validator(mode="before")
     @classmethod
     def _length(cls, given: Any) -> Any:
-        lacks = isinstance(given, dict) and given.get("steps") is None and given.get("epochs") is None
-        return {**given, "steps": 150} if lacks else given
+        if not isinstance(given, dict):
+            return given
+        steps, epochs = given.get("steps"), given.get("epochs")
+        if steps is not None and epochs is not None:
+            raise ValueError(f"steps {steps} and epochs {epochs} both say how long to train; set one of them to null")
+        return {**given, "steps": 150} if steps is None and epochs is None else given
 
     @model_validator(mode="after")
     def _one_kind_of_micro_batch(self):
@@ -407,7 +421,7 @@ class Mesh(Section):
 
 
 class Config(Section):
-    output_dir: Annotated[str, Field(min_length=1)]
+    output_dir: Annotated[str, Field(min_length=1), AfterValidator(expand)]
     seed: Seed = 0
     model: Model
     lora: Lora | None = None

@@ -8,8 +8,9 @@ import signal
 import socket
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from jopsd.paths import argument, path_argument
 
 if TYPE_CHECKING:
     from jopsd.policies import Restored
@@ -173,10 +174,20 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m jopsd.serve --model models/qwen3-0.6b --max-length 4096 --weights-root runs/opsd",
     )
     add = parser.add_argument
-    add("--model", metavar="DIR", help="Hugging Face model directory, or builtin:sums; beside --checkpoint: its base")
-    add("--checkpoint", metavar="RUN_DIR[:STEP]", help="a run's newest checkpoint, or that of a step")
+    add(
+        "--model",
+        type=argument,
+        metavar="DIR",
+        help="Hugging Face model directory, or builtin:sums; beside --checkpoint: its base",
+    )
+    add("--checkpoint", type=argument, metavar="RUN_DIR[:STEP]", help="a run's newest checkpoint, or that of a step")
     add("--watch", action="store_true", help="follow the run: serve each newer checkpoint as it appears")
-    add("--weights-root", type=Path, metavar="DIR", help="a trainer may have weights below this directory loaded")
+    add(
+        "--weights-root",
+        type=path_argument,
+        metavar="DIR",
+        help="a trainer may have weights below this directory loaded",
+    )
     dtypes = ("bfloat16", "float32")
     add("--dtype", choices=dtypes, help="of the computation, as model.dtype of the trainer; default the model's own")
     add("--param-dtype", choices=dtypes, help="of the weights, as model.param_dtype; default the model's own")
@@ -193,9 +204,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--backend", choices=("jetstream", "loop"), default="jetstream")
     add("--port", type=int, default=9000, help="0 takes a free one, which the line that says ready names")
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen; beyond this host: with token and TLS")
-    add("--token-file", type=Path, metavar="FILE", help="holds a secret that every client must send")
-    add("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
-    add("--tls-key", type=Path, metavar="FILE", help="its key, PEM")
+    add("--token-file", type=path_argument, metavar="FILE", help="holds a secret that every client must send")
+    add("--tls-cert", type=path_argument, metavar="FILE", help="certificate chain, PEM")
+    add("--tls-key", type=path_argument, metavar="FILE", help="its key, PEM")
     add("--insecure", action="store_true", help="no token and no TLS, although other hosts reach --host")
     add("--metrics-port", type=int, metavar="PORT", help="answers Prometheus there")
     add("--metrics-host", default="127.0.0.1", metavar="ADDRESS", help="where the metrics listen, without a token")

@@ -4,6 +4,8 @@ import argparse
 import os
 import sys
 
+from jopsd.paths import path_argument
+
 ENDS = (ValueError, OSError, ImportError)  # of input that is not as it should be
 
 
@@ -13,13 +15,25 @@ def main(argv: list[str] | None = None) -> int:
         description="Trains as a config says; started again, it resumes from the newest checkpoint.",
         epilog="example: python -m jopsd.train --config configs/quickstart.yaml optimizer.learning_rate=2e-3 seed=1",
     )
-    parser.add_argument("--config", required=True, help="YAML file, see configs/")
+    parser.add_argument("--config", required=True, type=path_argument, help="YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. train.steps=10")
     several = parser.add_argument_group("several processes (found without these on TPU pods and under SLURM)")
     several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens for the others")
     several.add_argument("--processes", type=int, metavar="N", help="how many there are")
     several.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        near = [text.lstrip("-") for text in unknown if "=" in text]
+        meant = f"; keys are given without dashes: {' '.join(near)}" if near else "; keys are given as train.steps=10"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+    try:
+        return _train(args)
+    except KeyboardInterrupt:
+        print("interrupted outside of the training steps; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _train(args: argparse.Namespace) -> int:
     # A typo should not wait for jax to load.
     from jopsd.config import ConfigError, load_config
 

@@ -1,5 +1,6 @@
 """The loop: sample, grade, update, evaluate, log, save."""
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -52,7 +53,7 @@ def train(config: Config) -> dict | None:
     """Runs a config to its last step, resuming from the newest checkpoint in its output directory.
 
     Every process of a run calls it with the same config. Returns the summary, also written to
-    `output_dir/summary.json`, or None for a run that was told to end (SIGTERM) and has saved.
+    `output_dir/summary.json`, or None for a run that was told to end (Ctrl-C, SIGTERM) and has saved.
 
     Raises:
       ConfigError, ValueError, FileNotFoundError: bad input, before anything is compiled.
@@ -91,6 +92,7 @@ def train(config: Config) -> dict | None:
             drawing = stack.enter_context(open_drawing(config, task, weights, state, mesh, run_dir))
         loop = _Loop(config, task, weights, mesh, manager, tracker, grader, drawing, progress, notice)
         loop.shapes = meta.get("shapes")
+        notice.hear(signal.SIGINT)  # until here Ctrl-C ends the process: there was nothing to save
         if not loop.run(state, meta["data"], Counter(meta["counts"])):
             return None
     return summarise(config, run_dir, resume or 0, time.monotonic() - started, progress)
@@ -101,7 +103,7 @@ def with_steps(config: Config, rows: int) -> Config:
     if config.train.steps is not None:
         return config
     steps = max(config.train.epochs * rows // config.train.batch_size, 1)
-    return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
+    return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps, "epochs": None})})
 
 
 class _Draw(NamedTuple):
@@ -320,8 +322,9 @@ class _Loop:
         """Saves what a run that was told to end has learnt."""
         if step and step not in self.manager.all_steps():
             self.save(step, state, position, counts)
-        saved = f"saved as step {step}" if step else "nothing was learnt yet"
-        self.progress.say(f"told to end (SIGTERM): {saved}; the same command goes on from there")
+        saved = f"saved as step {step}" if step else "no step was finished, so nothing is saved"
+        told = self.notice.by or "another process"
+        self.progress.say(f"told to end ({told}): {saved}; run the same command again to resume")
 
     def stop_on_nonfinite(self, step: int, state: TrainState, metrics: dict, position: dict, counts: dict) -> None:
         """The bad update was not applied, so the weights are worth keeping."""

@@ -1,11 +1,14 @@
 """The config: every mistake is one error that names the dotted key, and every config resolves to one explicit YAML."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from jopsd.config import Config, ConfigError, load_config, to_yaml, validate_config
+from jopsd.config import Config, ConfigError, flatten, load_config, to_yaml, validate_config
+from jopsd.config_errors import ALIASES, all_keys, known_keys
+from jopsd.paths import expand
 
 REPO = Path(__file__).resolve().parent.parent
 MINIMAL = {"output_dir": "out", "model": {"path": "m"}, "method": {"name": "opsd"}, "data": {"source": "d"}}
@@ -72,7 +75,7 @@ def test_the_keys_of_one_method_are_unknown_to_another(minimal):
         ("method.alpha=true", "`method.alpha` = True: a number is wanted"),
         ("train.steps=0", "`train.steps` = 0: Input should be greater than or equal to 1"),
         ("train=5", "`train` = 5"),
-        ("model.path=", "`model.path` = None: Input should be a valid string"),
+        ("model.path=null", "`model.path` = None: Input should be a valid string"),
         ("output_dir=''", "`output_dir` = ''"),
         ("optimizer.learning_rate=.inf", "`optimizer.learning_rate` = inf: Input should be a finite number"),
         ("optimizer.learning_rate=.nan", "`optimizer.learning_rate` = nan"),
@@ -97,7 +100,7 @@ def test_a_value_of_the_wrong_type_or_out_of_range_is_named_with_its_key(minimal
     assert told in refusal(minimal, override)
 
 
-@pytest.mark.parametrize("override", ["method.name=opsdd", "method.name=", "method.name=3"])
+@pytest.mark.parametrize("override", ["method.name=opsdd", "method.name=null", "method.name=3"])
 def test_an_unknown_method_is_refused_with_the_known_ones(minimal, override):
     message = refusal(minimal, override)
     for name in ("`method.name`", "opsd", "pwopsd", "sft"):
@@ -203,10 +206,170 @@ def test_a_method_of_another_name_replaces_the_mapping_and_of_the_same_name_adds
     assert other.method.name == "sft", "alpha and entry_clip would be unknown keys of sft"
     nameless = load_config(write(tmp_path / "c.yaml", {"extends": "base.yaml", "method": {"alpha": 0}}))
     assert (nameless.method.alpha, nameless.method.entry_clip) == (0.0, 0.05)
-    assert load_config(tmp_path / "base.yaml", ["method.name=pwopsd"]).method.entry_clip is None
 
 
 # --------------------------------------------------------------------------------------------------------- overrides
+
+
+@pytest.fixture
+def keyed(tmp_path) -> Path:
+    method = {"name": "opsd", "alpha": 0.5, "temperature": 1.3, "loss": "topk", "top_k": 5}
+    return write(tmp_path / "keyed.yaml", MINIMAL | {"method": method, "reward": {"workers": 3}})
+
+
+def test_another_method_on_the_command_line_keeps_the_keys_it_has_and_names_those_it_drops(keyed, capsys):
+    notes = []
+    sft = load_config(keyed, ["method.name=sft"], notes.append).method
+    assert (sft.name, sft.temperature) == ("sft", 1.3)
+    assert len(notes) == 1 and "keeps method.temperature=1.3" in notes[0]
+    assert all(f"method.{key}" in notes[0].partition("drops")[2] for key in ("alpha=0.5", "loss=topk", "top_k=5"))
+    pwopsd = load_config(keyed, ["method.alpha=0.25", "method={name: pwopsd, w_min: 0.5}"], notes.append).method
+    assert (pwopsd.alpha, pwopsd.temperature, pwopsd.top_k, pwopsd.w_min) == (0.25, 1.3, 5, 0.5)
+    assert load_config(keyed, ["reward.name=choice"], notes.append).reward.workers == 3
+    capsys.readouterr()
+    load_config(keyed, ["method.name=sft"])
+    assert "drops method.alpha=0.5" in capsys.readouterr().err
+
+
+def test_nothing_is_said_of_a_name_that_stays_or_brings_no_keys(keyed, minimal):
+    notes = []
+    load_config(keyed, ["method.name=opsd", "method.alpha=1"], notes.append)
+    load_config(minimal, ["method.name=sft"], notes.append)
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("train", "override", "counts", "told"),
+    [
+        ({"steps": 5}, "train.epochs=2", (None, 2), "train.epochs=2 counts; train.steps=5"),
+        ({"epochs": 5}, "train.steps=2", (2, None), "train.steps=2 counts; train.epochs=5"),
+        ({"epochs": 5}, "train={steps: 2}", (2, None), "train.steps=2 counts; train.epochs=5"),
+        ({"steps": 5}, "train.epochs=null", (5, None), None),
+        ({"steps": 5}, "train={steps: null, epochs: 2}", (None, 2), None),
+        ({}, "train.epochs=2", (None, 2), None),
+        ({}, "seed=1", (150, None), None),
+    ],
+)
+def test_steps_and_epochs_the_later_counts_and_the_other_is_said_to_be_dropped(tmp_path, train, override, counts, told):
+    notes = []
+    parent = write(tmp_path / "a.yaml", MINIMAL | {"train": train})
+    given = load_config(parent, [override], notes.append).train
+    assert (given.steps, given.epochs) == counts
+    assert [told in note for note in notes] == ([] if told is None else [True])
+
+
+def test_a_file_that_extends_another_is_the_later_one(tmp_path):
+    write(tmp_path / "a.yaml", MINIMAL | {"train": {"steps": 5}})
+    notes = []
+    train = load_config(
+        write(tmp_path / "b.yaml", {"extends": "a.yaml", "train": {"epochs": 2}}), (), notes.append
+    ).train
+    assert (train.steps, train.epochs) == (None, 2) and len(notes) == 1
+
+
+def test_steps_and_epochs_in_one_file_are_refused(tmp_path):
+    message = refusal(write(tmp_path / "c.yaml", MINIMAL | {"train": {"steps": 5, "epochs": 2}}))
+    assert "`train`: steps 5 and epochs 2" in message and "set one of them to null" in message
+
+
+@pytest.mark.parametrize("override", ["eval=", "lora=  ", "model.path="])
+def test_an_override_without_a_value_says_how_to_write_null(minimal, override):
+    key = override.partition("=")[0]
+    assert f"write `{key}=null` for none" in refusal(minimal, override)
+
+
+def test_a_key_without_a_value_in_a_file_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("output_dir: out\nlora:\n  # rank: 8\nseed: 1\n", encoding="utf-8")
+    message = refusal(path)
+    assert "'lora' has no value; write `lora: null`" in message and f'"{path}", line 2' in message
+    path.write_text(to_yaml(validate_config(MINIMAL, "here")).replace("eval: null", "eval: ~"), encoding="utf-8")
+    assert load_config(path).eval is None
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("optimizer.lr=1", "unknown key `optimizer.lr`; did you mean `learning_rate`?"),
+        ("learning_rate=1", "unknown key `learning_rate`; did you mean `optimizer.learning_rate`?"),
+        ("learning_rat=1", "unknown key `learning_rat`; did you mean `optimizer.learning_rate`?"),
+        ("train.lr=1", "did you mean `optimizer.learning_rate`?"),
+        ("method.beta=1", "unknown key `method.beta`; did you mean `alpha`?"),
+        ("method.w_min=1", "unknown key `method.w_min`; it belongs to method pwopsd"),
+        ("lora.r=1", "unknown key `lora.r`; did you mean `rank`?"),
+        ("train.gradient_accumulation_steps=1", "did you mean `micro_batch_size`?"),
+        ("num_generations=4", "did you mean `sampling.n`?"),
+        ("sampling.backend=vllm", "vllm is nearest to openai"),
+        ("model.dtype=fp16", "fp16 is nearest to bfloat16"),
+        ("teacher.kind=frozen", "frozen is nearest to fixed"),
+        ("method=grpo", "write method.name=grpo"),
+        ("lora.targets=[q_proj, v_proj]", "q_proj is not one of q, k, v, o, gate, up, down; did you mean [q, v]?"),
+    ],
+)
+def test_the_names_of_other_libraries_and_keys_of_other_sections_are_recognised(minimal, override, told):
+    assert told in refusal(minimal, override)
+
+
+def test_every_alias_is_of_a_key_that_exists():
+    here = set(flatten(validate_config(MINIMAL | {"lora": {}, "eval": EVAL}, "here").model_dump()))
+    assert set(ALIASES) - {"method.kl_coef"} <= here and "kl_coef" in known_keys(["method", "grpo"])
+
+
+def test_a_config_that_does_not_exist_is_named_with_the_nearest(tmp_path, minimal):
+    assert f"did you mean {minimal}?" in refusal(minimal.with_name("minimale.yaml"))
+    assert f"did you mean {minimal}?" in refusal(minimal.with_suffix(""))
+
+
+# ------------------------------------------------------------------------------------------------------------- paths
+
+PATH_KEYS = {
+    "output_dir": {},
+    "model.path": {},
+    "lora.path": {},
+    "reference.path": {},
+    "data.source": {},
+    "eval.data.source": {},
+    "sampling.access.token_file": {},
+    "sampling.access.ca_file": {},
+    "teacher.path": {"teacher": {"kind": "external"}},
+    "teacher.models.one": {"teacher": {"kind": "external"}},
+}
+
+
+@pytest.mark.parametrize("key", PATH_KEYS)
+@pytest.mark.parametrize("written", ["~/a/b", "$ROOM/a/b", "${ROOM}/a/b"])
+def test_every_path_key_expands_home_and_variables(tmp_path, monkeypatch, key, written):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("ROOM", "/home/me")
+    path = write(tmp_path / "c.yaml", MINIMAL | {"eval": EVAL} | PATH_KEYS[key])
+    assert flatten(load_config(path, [f"{key}={written}"]).model_dump())[key] == "/home/me/a/b"
+    assert f"`{key}`: '$GONE/a' cannot be expanded: the environment variable $GONE is not set" in refusal(
+        path, f"{key}=$GONE/a"
+    )
+
+
+def test_every_key_that_is_a_path_by_name_is_of_the_type_that_expands():
+    """A new `..._file`, `..._dir`, `path` or `source` must not be forgotten."""
+    named = {key for key in all_keys() if re.search(r"(^|[._])(path|source|file|dir)$", key)}
+    assert named - {"context.source", "context.summaries.source"} <= PATH_KEYS.keys()
+
+
+def test_a_mixture_and_records_expand_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "records.yaml").write_text("{}", encoding="utf-8")
+    tree = MINIMAL | {"data": {"mix": [{"source": "~/a.jsonl"}]}}
+    tree |= {"context": {"name": "crosslingual", "records": "~/records.yaml"}}
+    config = load_config(write(tmp_path / "c.yaml", tree))
+    assert config.data.mix[0].source == f"{tmp_path}/a.jsonl"
+    assert load_config("~/c.yaml") == config
+
+
+def test_a_path_that_exists_as_it_is_written_is_taken_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a$B.jsonl").touch()
+    assert expand("a$B.jsonl") == "a$B.jsonl" and expand("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+    with pytest.raises(ValueError, match="no home of ~nobody-here"):
+        expand("~nobody-here/x")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_a_sweep_is_the_base_and_the_checkpoints_and_a_run_is_read_as_it_reads(t
     subjects = find_subjects(options)
     assert [subject.step for subject in subjects] == [0, 2]
     assert {subject.context.student_template for subject in subjects} == {"Problem: {problem}"}
-    with pytest.raises(ConfigError, match="config.yaml does not exist"):
+    with pytest.raises(ConfigError, match="none does not exist"):
         find_subjects(Options(output=tmp_path, data="sums:test", samples=1, checkpoints=tmp_path / "none"))
 
 
@@ -202,7 +202,8 @@ def test_bad_input_is_one_line_that_names_it(trained, tmp_path, capsys):
         "give --model, or the --checkpoint": [*sums, *out],
         "--model '/none' is not a directory": ["--model", "/none", *sums, *out],
         "has no checkpoint of step 9; complete ones: [2]": ["--checkpoint", f"{trained}:9", *sums, *out],
-        f"config file {tmp_path}/config.yaml does not exist": ["--checkpoint", tmp_path, *sums, *out],
+        f"--checkpoint {tmp_path} is a folder without config.yaml": ["--checkpoint", tmp_path, *sums, *out],
+        f"--checkpoints {tmp_path}/no does not exist": ["--checkpoints", tmp_path / "no", *sums, *out],
         "'/none.jsonl' does not exist": [*model, "--data", "/none.jsonl", *out],
         "row 1 (counted from 0), field 'answer'": [*model, "--data", rows, *out],
         "fix: --column answer=NAME": [*model, "--data", rows, *out],
@@ -224,7 +225,7 @@ def test_a_damaged_line_is_named_and_a_second_writer_refused(tmp_path, capsys):
     import fcntl
 
     argv = ["--model", "builtin:sums", "--data", "sums:test", "--limit", 1, "--samples", 1, "--output", tmp_path]
-    (tmp_path / "generations.jsonl").write_text("")
+    (tmp_path / "generations.jsonl").write_text("{}\n")
     assert "has generations.jsonl but no settings.json" in error_of(capsys, *argv)
     (tmp_path / "generations.jsonl").unlink()
     from eval.records import open_records
@@ -242,6 +243,52 @@ def test_a_damaged_line_is_named_and_a_second_writer_refused(tmp_path, capsys):
         with pytest.raises(BlockingIOError, match="another evaluation is writing"):
             with open_records(tmp_path, {"seed": 0}):
                 pass
+
+
+def test_a_folder_in_which_nothing_was_drawn_takes_other_settings(tmp_path):
+    from eval.records import Record, claim_server, open_records, read_folder
+    from jopsd.sampling.wire import Description
+
+    served = Description("a", 128, 64, 4, 8, 0, "one")
+    for tokens in (44, 40):
+        with open_records(tmp_path, {"max_new_tokens": tokens}, [{"problem": str(tokens)}]) as (records, add):
+            assert records == {}
+            claim_server(tmp_path, served._replace(fingerprint=str(tokens)))
+            if tokens == 40:
+                add(Record(0, 0, "0", True, True, "1", "eos", 3, "x"))
+    settings, problems, records = read_folder(tmp_path)
+    assert (settings, problems, len(records)) == ({"max_new_tokens": 40}, [{"problem": "40"}], 1)
+    with pytest.raises(ValueError, match="another max_new_tokens: 40 then, 44 now"):
+        with open_records(tmp_path, {"max_new_tokens": 44}):
+            pass
+
+
+def test_rates_are_of_the_whole_time_that_was_spent_drawing(monkeypatch):
+    from eval import progress
+    from eval.records import Record
+
+    clock = iter([100.0, 150.0, 150.0, 160.0])  # the start; two samples that finish together; the last
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    lines = []
+    with progress.show_progress({}, 4, lines.append) as advance:
+        for number in range(3):
+            advance(Record(number, 0, "0", True, True, "1", "eos", 500, "x"))
+    assert "10 tok/s" in lines[0] and "about 150 s left" in lines[0]  # 500 tokens, one sample in 50 s
+    assert "25 tok/s" in lines[-1] and "about 5 s left" in lines[-1]  # 1500 in 60 s; two samples in the last 10 s
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["compar", "x"], "did you mean compare?"),
+        (["--model", "none", "--benchmark", "aime2024", "--output", "o"], "--samples"),
+        (["--model", "none", "--benchmark", "aime2024", "--output", "o"], "did you mean aime24?"),
+        (["--model", "none", "--benchmark", "aime2024", "--output", "o"], "--model 'none' is not a directory"),
+    ],
+)
+def test_all_that_is_wrong_with_the_names_is_said_at_once(capsys, argv, told):
+    assert main(argv) != 0
+    assert told in capsys.readouterr().err
 
 
 def test_a_request_refuses_samples_it_does_not_have():

@@ -135,11 +135,76 @@ def test_generations_that_do_not_fit_are_named(tmp_path, capsys):
     assert "no problem of amc23 has its text" in error({"question": "9+9", "completion": "x"}, more=benchmark)
     assert "row 0 (counted from 0) has no generation" in error({"id": 0, "words": "x"}, more=benchmark)
     short = error({"id": 0, "responses": ["a", "b"]}, {"id": 1, "responses": ["a"]}, more=benchmark)
-    assert "problem '1' has 1 generations, not 2" in short and "(1 problems have none)" in short
+    assert "1 of 3 problems have no generation, such as '2' (row 2 of" in short and "--samples" not in short
+    made = [{"id": number, "responses": ["a", "b"][: 2 - number % 2]} for number in range(3)]
+    short = error(*made, more=benchmark)
+    assert "problem '1' has 1 generations, not 2" in short and "give --samples 1" in short
     assert "field 'answer'" in error({"problem": "1+1", "completion": "x"})
     assert main(["--generations", str(tmp_path / "none.jsonl"), "--output", str(tmp_path / "o")]) == 1
     assert "none.jsonl does not exist" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_generations_are_grouped_by_problem_with_ids_and_without(tmp_path):
+    box = r"\boxed{%d}"
+    one, other = {"problem": "1+1", "answer": "2"}, {"problem": "2+2", "answer": "4"}
+
+    def graded(name, *rows):
+        options = Options(output=tmp_path / name, generations=write_rows(tmp_path / f"{name}.jsonl", *rows))
+        said = []
+        found = read(run(options, said.append)[0])
+        texts = [[g["full_generation"] for g in r["generations"]] for r in found["results"]]
+        notes = [text for text in said if "repeat the text" in text]
+        return (found["num_problems"], found["val_n"], found["average_at_n"]), texts, notes
+
+    rows = [
+        one | {"response": box % 2},
+        other | {"response": box % 5},
+        one | {"response": "no"},
+        other | {"text": box % 4},
+    ]
+    texts = [[box % 2, "no"], [box % 5, box % 4]]
+    assert graded("without", *rows) == ((2, 2, 2), texts, [])
+    ids = [row | {"id": row["problem"]} for row in rows]
+    assert graded("with", *ids) == ((2, 2, 2), texts, [])
+    bare = [*ids[:2], {"id": "1+1", "response": "no"}, {"id": "2+2", "response": box % 4}]
+    assert graded("bare", *bare) == ((2, 2, 2), texts, [])
+    apart = [row | {"id": number} for number, row in enumerate(rows)]
+    counts, _, said = graded("apart", *apart)
+    assert counts == (4, 1, 2) and "2 problems repeat the text of another" in said[0]
+
+
+@pytest.mark.parametrize("name", ["id", "problem_id", "unique_id", "task_id"])
+def test_one_id_for_two_problems_and_one_problem_with_two_answers_are_refused(tmp_path, capsys, name):
+    def error(*rows):
+        path = write_rows(tmp_path / "made.jsonl", *rows)
+        assert main(["--generations", str(path), "--output", str(tmp_path / "o")]) == 1
+        return capsys.readouterr().err
+
+    first = {name: 0, "problem": "1+1", "answer": "2", "response": "a"}
+    told = error(first, {name: 0, "problem": "2+2", "answer": "4", "response": "b"})
+    assert "row 1 (counted from 0): its id '0' is that of row 0, which holds another problem" in told
+    told = error(first, first | {"answer": "3"})
+    assert "its id '0' is that of row 0, with another answer: '3' here, '2' there" in told
+    nameless = {key: value for key, value in first.items() if key != name}
+    assert "its text is that of row 0, with another answer" in error(nameless, nameless | {"answer": "3"})
+
+
+def test_a_row_of_the_data_that_is_there_twice_is_named(tmp_path, capsys):
+    twice = [{"id": 5, "problem": "1+1", "answer": "2"}, {"id": 6, "problem": "1+1", "answer": "2"}]
+    data = write_rows(tmp_path / "data.jsonl", *twice)
+
+    def evaluate(*rows):
+        path = write_rows(tmp_path / "made.jsonl", *rows)
+        code = main(["--generations", str(path), "--data", str(data), "--output", str(tmp_path / "o")])
+        return code, capsys.readouterr().err
+
+    code, told = evaluate({"problem": "1+1", "response": "a"})
+    assert code == 1 and "there 2 times in" in told and "in rows 0 and 1" in told
+    assert evaluate(*({"id": row["id"], "problem": "1+1", "response": "a"} for row in twice))[0] == 0
+    data = write_rows(tmp_path / "data.jsonl", twice[0], twice[1] | {"id": 5, "problem": "2+2"})
+    code, told = evaluate({"id": 5, "response": "a"})
+    assert code == 1 and "several problems of" in told and "have its id '5'" in told
 
 
 def test_a_prompt_that_fills_the_context_is_reported_and_counts_as_wrong(tmp_path):

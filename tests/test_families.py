@@ -214,6 +214,75 @@ def test_frequencies_equal_those_of_transformers_at_a_published_size(kind):
     assert getattr(scaling, "attention_factor", 1.0) == pytest.approx(sharpness)
 
 
+# What transformers 4 writes of any config beside what describes the network, told to leave nothing out.
+_DUMPED = {
+    **dict.fromkeys(("unk_token_id", "sep_token_id", "decoder_start_token_id", "forced_eos_token_id"), 3),
+    "pad_token_ids": [3],
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "torchscript", "use_bfloat16", "is_decoder"), True),
+    "max_length": 20,
+    "min_length": 0,
+    "do_sample": True,
+    "early_stopping": True,
+    "num_beams": 4,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.5,
+    "temperature": 0.7,
+    "top_k": 50,
+    "top_p": 0.9,
+    "typical_p": 0.9,
+    "repetition_penalty": 1.1,
+    "length_penalty": 1.2,
+    "no_repeat_ngram_size": 3,
+    "num_return_sequences": 2,
+    "chunk_size_feed_forward": 0,
+    "problem_type": "regression",
+    "prefix": "x",
+    "tf_legacy_loss": True,
+    "suppress_tokens": [1],
+    "bad_words_ids": [[1]],
+    "pruned_heads": {},
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "tie_encoder_decoder": False,
+    "cross_attention_hidden_size": None,
+    "pretraining_tp": 4,
+    "is_llama_config": True,
+    "partial_rotary_factor": 1.0,
+    "num_experts": 0,
+    "hidden_dropout": 0.0,
+    "rope_interleaved": False,
+    "id2label": {"0": "A"},
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.mark.parametrize("config", [qwen3(), sized(_LLAMA, 32, 2, 4, 2, 40), sized(_QWEN2, 32, 2, 4, 2, 40), olmo3()])
+def test_options_that_do_not_change_the_network_are_passed_over(config):
+    assert model_fields({**config, **_DUMPED}, "c") == model_fields(config, "c")
+
+
+@pytest.mark.parametrize(
+    "change", [{"is_encoder_decoder": True}, {"pruned_heads": {"1": [0]}}, {"partial_rotary_factor": 0.5}]
+)
+def test_options_that_do_are_refused_in_the_same_company(change):
+    with pytest.raises(ValueError, match=f"option {next(iter(change))} = "):
+        model_fields({**qwen3(), **_DUMPED, **change}, "c")
+
+
+@pytest.mark.parametrize("name", ["LlamaConfig", "Qwen2Config", "Qwen3Config"])
+def test_everything_that_transformers_writes_of_a_config_is_read(name):
+    transformers = pytest.importorskip("transformers")
+    made = getattr(transformers, name)(architectures=[name.replace("Config", "ForCausalLM")])
+    fields = model_fields(made.to_dict(), "c")
+    assert (fields["hidden_size"], fields["num_layers"]) == (made.hidden_size, made.num_hidden_layers)
+
+
+def test_a_llama_without_a_rotary_base_has_that_of_transformers():
+    """As the files of Llama 2; the other families always name theirs."""
+    config = sized(_LLAMA, 32, 2, 4, 2, 40, rope_theta=..., rope_scaling=...)
+    assert model_fields({k: v for k, v in config.items() if v is not ...}, "c")["rope_theta"] == 10000.0
+
+
 def test_olmo_reads_its_scaling_for_full_layers_alone_from_every_layout():
     yarn = _OLMO3["rope_scaling"]
     flat = {"rope_theta": 5e5, **yarn}

@@ -155,6 +155,54 @@ def test_a_tied_checkpoint_may_carry_a_copy_of_its_table_as_head(tmp_path):
     assert_same_leaves(load_pretrained(folder), plain)
 
 
+@pytest.mark.parametrize("change", [lambda x: x * 1.5, lambda x: x[:-1], lambda x: np.where(x == x[-1, -1], 0, x)])
+def test_a_tied_checkpoint_with_another_head_is_refused(tmp_path, change):
+    folder = make(tmp_path, cfg=replace(CFG, tie_embeddings=True))
+    rewrite(folder, lambda t: t.update({"lm_head.weight": change(t["model.embed_tokens.weight"])}))
+    with pytest.raises(ValueError, match=r"tie_word_embeddings is true, but model\.safetensors has a lm_head\.weight"):
+        load_pretrained(folder)
+    if load_file(folder / "model.safetensors")["lm_head.weight"].shape == (67, 32):
+        edit_json(folder / "config.json", tie_word_embeddings=False)
+        expected = load_file(folder / "model.safetensors")["lm_head.weight"]
+        np.testing.assert_array_equal(np.asarray(load_pretrained(folder).lm_head[...]), expected)
+
+
+@pytest.mark.parametrize("shard", [hf.MAX_SHARD_BYTES, 10_000], ids=["one-file", "shards"])
+def test_buffers_without_weights_are_passed_over(tmp_path, shard):
+    folder = make(tmp_path, max_shard_bytes=shard)
+    plain = load_pretrained(folder)
+    file = sorted(folder.glob("*.safetensors"))[0]
+    buffers = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32) for layer in range(3)}
+    buffers |= {"model.rotary_emb.inv_freq": np.ones(4, np.float16), "model.embed_tokens.position_ids": np.arange(8)}
+    buffers |= {"model.layers.0.self_attn.rotary_emb.cos_cached": np.ones((4, 4))}
+    save_file({**load_file(file), **buffers}, file, {"format": "pt"})
+    if (index := folder / "model.safetensors.index.json").is_file():
+        placed = json.loads(index.read_text())["weight_map"] | dict.fromkeys(buffers, file.name)
+        edit_json(index, weight_map=placed)
+    assert_same_leaves(load_pretrained(folder), plain)
+
+
+@pytest.mark.parametrize(
+    ("rename", "told"),
+    [
+        (lambda name: name.removeprefix("model."), "prefix '' where 'model.' is expected"),
+        (lambda name: f"_orig_mod.{name}", "prefix '_orig_mod.model.' (by torch.compile)"),
+        (lambda name: f"module.{name}", "prefix 'module.model.' (by DataParallel"),
+        (lambda name: f"base_model.model.{name}", "(by PEFT; merge the adapter first)"),
+        (lambda name: name.replace("model.", "model.language_model."), "prefix 'model.language_model.'"),
+        (lambda name: name.replace("self_attn", "_fsdp_wrapped_module.self_attn"), "_fsdp_wrapped_module.self_attn"),
+        (lambda name: name.replace("model.layers", "transformer.h"), "such as transformer.h.0.self_attn.q_proj.weight"),
+    ],
+)
+def test_names_with_another_prefix_are_refused_with_what_the_file_has(tmp_path, rename, told):
+    folder = make(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({rename(k): v for k, v in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError) as error:
+        load_pretrained(folder)
+    assert "is missing" in str(error.value) and told in str(error.value)
+
+
 def test_parameters_are_cast_to_the_dtype_asked_for(tmp_path):
     folder = make(tmp_path)
     model = load_pretrained(folder, read_config(folder, param_dtype="bfloat16"))

@@ -2,6 +2,8 @@
 
 import http.server
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -21,32 +23,38 @@ def whole(tmp_path_factory):
     return config.with_suffix("")
 
 
-def stop_when(config, text):
-    """Starts training, sends SIGTERM once the log holds `text`, and returns exit code and log."""
+def stop_when(config, text, number=signal.SIGTERM, then=()):
+    """Starts training, sends a signal once the log holds `text`, more after `then` seconds; returns code and log."""
     process, log = start(config, environment()), config.with_suffix(".log")
     deadline = time.monotonic() + 200
     try:
         while text not in log.read_text():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
+        for seconds in then:
+            time.sleep(seconds)
+            process.send_signal(number)
         return process.wait(timeout=120), log.read_text()
     finally:
         process.kill()
 
 
 @pytest.mark.parametrize(
-    "moment",
+    ("moment", "number", "then"),
     [
-        pytest.param("step 1/4", id="step"),
-        pytest.param("accuracy after step 2", id="evaluation", marks=pytest.mark.slow),
-        pytest.param("---\n", id="start", marks=pytest.mark.slow),
+        # `timeout -s INT` sends it twice.
+        pytest.param("step 1/4", signal.SIGINT, (0.001,), id="step"),
+        pytest.param("accuracy after step 2", signal.SIGTERM, (), id="evaluation", marks=pytest.mark.slow),
+        pytest.param("---\n", signal.SIGTERM, (), id="start", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_told_to_end_saves_and_goes_on_to_the_same_bits(whole, tmp_path, moment):
+def test_a_run_told_to_end_saves_and_goes_on_to_the_same_bits(whole, tmp_path, moment, number, then):
     config = write_config(tmp_path, **SHORT)
-    code, log = stop_when(config, moment)
-    assert code == 0 and "told to end (SIGTERM)" in log, log
+    code, log = stop_when(config, moment, number, then)
+    name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
+    assert code == 0 and f"told to end ({name})" in log and "run the same command again to resume" in log, log
+    assert "Traceback" not in log
     assert not (config.with_suffix("") / "summary.json").exists()
     run(config, environment())
     assert_same_run(config.with_suffix(""), whole)
@@ -74,8 +82,49 @@ def test_the_signal_is_taken_only_while_a_run_listens():
         for hears in (notice.check, notice.meet):
             with pytest.raises(Preempted):
                 hears()
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "a second one ends the process"
+        assert notice.by == "SIGTERM"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+BUSY = """
+import signal, sys, time
+from jopsd.preemption import Preempted, listening
+with listening() as notice:
+    notice.hear(signal.SIGINT)
+    print("ready", flush=True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as in a long call: no handler of Python runs here
+    time.sleep(20)
+"""
+
+
+@pytest.mark.parametrize(("pause", "ends"), [(0.01, False), (0.8, True)])
+def test_the_second_signal_ends_a_process_at_once_whatever_it_does(pause, ends):
+    command = [sys.executable, "-c", BUSY]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            process.send_signal(signal.SIGINT)
+            time.sleep(pause)
+            process.send_signal(signal.SIGINT)
+            if ends:
+                assert process.wait(timeout=3) == 128 + signal.SIGINT
+                assert b"Ctrl-C: the run saves and ends" in process.stderr.read()
+            else:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(timeout=1)
+        finally:
+            process.kill()
+
+
+def test_an_ignored_interrupt_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with listening() as notice:
+            notice.hear(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            notice.check()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def was_given(notice):

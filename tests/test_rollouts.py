@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 
 from jopsd.batch import pad_length
-from jopsd.config import validate_config
+from jopsd.config import to_yaml, validate_config
 from jopsd.data.chat import render
 from jopsd.data.problem import Problem
 from jopsd.data.sums import problems
@@ -141,8 +142,10 @@ def test_widths_are_multiples_that_grow_with_the_length(longest, width):
 
 @pytest.mark.parametrize(("epochs", "rows", "steps"), [(3, 10, 15), (1, 3, 1), (1, 1, 1), (30, 64, 960)])
 def test_epochs_are_counted_in_steps_of_whole_batches(epochs, rows, steps):
-    assert with_steps(config(train={"batch_size": 2, "epochs": epochs}), rows).train.steps == steps
-    assert with_steps(config(train={"batch_size": 2, "epochs": epochs, "steps": 7}), rows).train.steps == 7
+    counted = with_steps(config(train={"batch_size": 2, "epochs": epochs}), rows)
+    assert counted.train.steps == steps
+    assert validate_config(yaml.safe_load(to_yaml(counted)), "the saved config") == counted
+    assert with_steps(config(train={"batch_size": 2, "steps": 7}), rows).train.steps == 7
 
 
 @pytest.mark.parametrize("tokens", ["completion", "all"])

@@ -8,6 +8,7 @@ from importlib import import_module
 from eval.analysis import ANALYSES
 from jopsd import compile_cache
 from jopsd.errors import one_line
+from jopsd.paths import argument
 
 EXAMPLES = """examples:
   python -m eval.analysis diversity --rollouts evals/base/aime24/seed_0 --output analysis/diversity
@@ -46,10 +47,12 @@ def _parser() -> argparse.ArgumentParser:
         module = import_module(path)
         text = module.__doc__.strip().split("\n\n")[0].replace("\n", " ")
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--rollouts", required=True, metavar="PATH", help="a run, an evaluation, or a .jsonl file")
-        command.add_argument("--model", metavar="DIR", help="the model that scores")
-        command.add_argument("--checkpoint", metavar="RUN_DIR[:STEP]", help="or a run's checkpoint")
-        command.add_argument("--output", required=True, metavar="DIR")
+        command.add_argument(
+            "--rollouts", required=True, type=argument, metavar="PATH", help="a run, an evaluation, or a .jsonl file"
+        )
+        command.add_argument("--model", type=argument, metavar="DIR", help="the model that scores")
+        command.add_argument("--checkpoint", type=argument, metavar="RUN_DIR[:STEP]", help="or a run's checkpoint")
+        command.add_argument("--output", required=True, type=argument, metavar="DIR")
         module.add_arguments(command)
     return parser
 

@@ -35,6 +35,7 @@ from eval.records import claim, read_json, write_json
 from jopsd.checkpoint import find_step, parse_run
 from jopsd.config import Config, load_config
 from jopsd.data.chat import render
+from jopsd.paths import path_argument
 from jopsd.schema import Reading
 from jopsd.tracking import replace_text
 
@@ -57,7 +58,12 @@ class Job(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--conditions", default=CONDITIONS, metavar="A,B", help=f"what the teacher reads; default {CONDITIONS}")
-    add("--config", type=Path, metavar="FILE", help="whose templates and thinking; default the run's, if there is one")
+    add(
+        "--config",
+        type=path_argument,
+        metavar="FILE",
+        help="whose templates and thinking; default the run's, if there is one",
+    )
     add("--format", choices=FORMS, default="training", help="prompts as in training, or as MOPD's study builds them")
     add(
         "--teacher-weights",

@@ -15,6 +15,7 @@ from jopsd.contexts.context import Context, Prompt, in_words, user_turn
 from jopsd.contexts.languages import Language, Records, changed_records, read_changes, shipped_records
 from jopsd.contexts.templates import fill, placeholders
 from jopsd.data.problem import Problem
+from jopsd.paths import expand
 
 ENGLISH = "en"
 
@@ -47,7 +48,7 @@ class CrosslingualContext(Context):
     @field_validator("records", mode="before")
     @classmethod
     def _records_can_be_used(cls, given: Any) -> Any:
-        changes = read_changes(given) if isinstance(given, str | Path) else given
+        changes = read_changes(expand(str(given))) if isinstance(given, str | Path) else given
         if isinstance(changes, Mapping):
             changed_records(changes)
         return changes

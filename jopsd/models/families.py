@@ -43,7 +43,11 @@ def find_family(config: dict, where: str) -> tuple[str, Family]:
     for name in architectures:
         if name in FAMILIES:
             return name, FAMILIES[name]
-    raise ValueError(f"{where}: architectures = {architectures!r} is not supported; supported are {sorted(FAMILIES)}")
+    bare = [name for name in architectures if f"{name.removesuffix('Model')}ForCausalLM" in FAMILIES]
+    why = " without its output head: save it as ...ForCausalLM" if bare else ""
+    raise ValueError(
+        f"{where}: architectures = {architectures!r} is not supported{why}; supported are {sorted(FAMILIES)}"
+    )
 
 
 def model_fields(config: dict, where: str) -> dict[str, Any]:
@@ -57,12 +61,15 @@ def model_fields(config: dict, where: str) -> dict[str, Any]:
     for key, value in config.items():
         # What is off by being empty cannot change anything. 0 and 0.0 are values.
         empty = value is None or value is False or value == [] or value == {}
-        if key not in known and not key.startswith("_") and not empty:
+        harmless = key.startswith("_") or key.endswith(_ENDS_WITHOUT_EFFECT) or value in _OFF.get(key, ())
+        if key not in known and not harmless and not empty:
             raise ValueError(
                 f"{where}: option {key} = {value!r} is not supported for {name}; if it changes nothing about the "
                 "model, remove it from the file"
             )
-    _reject(config, where, {"quantization_config": (None,), "hidden_act": ("silu",), "attention_dropout": (0, None)})
+    _reject(
+        config, where, {"quantization_config": (None,), "hidden_act": ("silu", "swish"), "attention_dropout": (0, None)}
+    )
     return family.fields(config, where)
 
 
@@ -139,10 +146,11 @@ def _yarn_sharpness(options: dict, factor: float) -> float:
     return grown(1.0)
 
 
-def _rope(config: dict, where: str, by_layer_type: bool = False) -> dict[str, Any]:
+def _rope(config: dict, where: str, by_layer_type: bool = False, theta: float | None = None) -> dict[str, Any]:
     """The rotary fields, from `rope_theta` and `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5).
 
     by_layer_type: `rope_parameters` may hold one dict per layer type, and sliding layers are never scaled.
+    theta: the base where none is given; None is an error.
 
     Raises:
       ValueError: no base, two that differ, or a scaling that we do not implement.
@@ -160,6 +168,8 @@ def _rope(config: dict, where: str, by_layer_type: bool = False) -> dict[str, An
     thetas = {f"{key}.rope_theta": options.get("rope_theta") for key, options in found.items()}
     thetas |= {"rope_theta": config.get("rope_theta"), "sliding rope_theta": sliding.get("rope_theta")}
     thetas = {key: float(value) for key, value in thetas.items() if value is not None}
+    if not thetas and theta is not None:
+        thetas = {"rope_theta": theta}
     if not thetas:
         raise ValueError(f"{where}: rope_theta is missing (also as rope_parameters.rope_theta)")
     if len(set(thetas.values())) > 1:
@@ -240,7 +250,8 @@ def _qwen2(config: dict, where: str) -> dict[str, Any]:
 def _llama(config: dict, where: str) -> dict[str, Any]:
     biases = _ATTENTION_BIASES if config.get("attention_bias") else ()
     biases += _MLP_BIASES if config.get("mlp_bias") else ()
-    return {**_shape(config, where), **_rope(config, where), "qk_norm": "none", "biases": biases}
+    rope = _rope(config, where, theta=10000.0)  # files of Llama 2 and TinyLlama leave it out
+    return {**_shape(config, where), **rope, "qk_norm": "none", "biases": biases}
 
 
 def _olmo3(config: dict, where: str) -> dict[str, Any]:
@@ -294,7 +305,22 @@ _WITHOUT_EFFECT = {
     "task_specific_params",
     "unsloth_version",
     "unsloth_fixed",
-    *("max_length", "min_length", "do_sample", "temperature", "top_k", "top_p", "num_beams", "repetition_penalty"),
+    *("is_llama_config", "model_max_length", "max_sequence_length", "classifier_dropout"),
+    # What transformers 4 writes of every config when it is told to leave nothing out.
+    *("is_decoder", "output_attentions", "output_hidden_states", "output_scores", "return_dict_in_generate"),
+    *("problem_type", "prefix", "remove_invalid_values", "tf_legacy_loss", "torchscript", "use_bfloat16"),
+    *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty"),
+    *("temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "num_return_sequences"),
+    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "exponential_decay_length_penalty"),
+    *("suppress_tokens", "begin_suppress_tokens"),
+}
+_ENDS_WITHOUT_EFFECT = ("_token_id", "_token_ids")
+# Options that mean something, with the values by which they change nothing.
+_OFF = {
+    "partial_rotary_factor": (1,),
+    **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale"), (1,)),
+    **dict.fromkeys(("hidden_dropout", "hidden_dropout_prob", "resid_pdrop", "embd_pdrop", "attn_pdrop"), (0,)),
+    **dict.fromkeys(("num_experts", "num_local_experts", "num_nextn_predict_layers"), (0,)),
 }
 
 _LAYER = "model.layers.{layer}."

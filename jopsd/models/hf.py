@@ -28,6 +28,7 @@ from jopsd.models.safetensors_files import (
     make_slots,
     read_json,
     read_leaf,
+    read_rows,
     slots_by_leaf,
     split_shards,
     stored_tensors,
@@ -53,6 +54,7 @@ COMPANIONS = (
     GENERATION,
 )
 MAX_SHARD_BYTES = 5 * 2**30
+_ROWS = 16384  # of two tables that are compared at a time
 _RUNTIME_FIELDS = ("dtype", "param_dtype", "remat", "attention")
 
 
@@ -112,7 +114,7 @@ def read_config(directory: str | Path, **overrides) -> ModelConfig:
     if unknown:
         raise ValueError(f"{unknown} cannot be overridden: {where} decides; only {list(_RUNTIME_FIELDS)} can")
     fields = model_fields(raw, where)
-    stored = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+    stored = str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
     if stored not in DISK_DTYPES:
         raise ValueError(f"{where}: dtype = {stored!r} is not supported, only {sorted(DISK_DTYPES)}")
     runtime = {"param_dtype": stored, "dtype": "bfloat16" if stored == "bfloat16" else "float32"}
@@ -235,6 +237,9 @@ def open_pretrained(
     cfg = read_config(directory) if cfg is None else cfg
     _check_agrees(cfg, model_fields(raw, where), where)
     found, slots = checked_tensors(directory, cfg)
+    if cfg.tie_embeddings:
+        tensors = FAMILIES[architecture(directory)].tensors
+        _require_same_head(found, tensors["embed"].name, tensors["lm_head"].name, where)
     by_leaf = slots_by_leaf(slots)
 
     def load(path, leaf) -> jax.Array:
@@ -248,6 +253,22 @@ def open_pretrained(
     return abstract_decoder(cfg), load
 
 
+def _require_same_head(found: dict[str, Stored], table: str, head: str, where: str) -> None:
+    """Raises ValueError for a head of its own in a directory whose config ties it to the table: it would be dropped."""
+    if head not in found:
+        return
+    fix = "set tie_word_embeddings to false there to keep it, or remove it from the file"
+    said = f"{where}: tie_word_embeddings is true, but {found[head].file.name} has a {head}"
+    if found[head].shape != found[table].shape:
+        raise ValueError(f"{said} of shape {list(found[head].shape)}, {table} has {list(found[table].shape)}; {fix}")
+    rows = found[table].shape[0]
+    for first in range(0, rows, _ROWS):
+        part = slice(first, min(first + _ROWS, rows))
+        ours, theirs = (read_rows(found[name], name, part) for name in (table, head))
+        if not np.array_equal(ours.astype(np.float32), theirs.astype(np.float32), equal_nan=True):
+            raise ValueError(f"{said} that differs from {table}; {fix}")
+
+
 def checked_tensors(directory: Path, cfg: ModelConfig) -> tuple[dict[str, Stored], list[Slot]]:
     """What a directory holds and what a decoder of its config is made of; reads headers only.
 
@@ -256,7 +277,7 @@ def checked_tensors(directory: Path, cfg: ModelConfig) -> tuple[dict[str, Stored
     """
     found, tensors = stored_tensors(directory), FAMILIES[architecture(directory)].tensors
     slots = make_slots(leaves_of(abstract_decoder(cfg)), tensors)
-    # A tied model may carry a copy of the table as its head; the config says it is the same.
+    # A tied model may carry a copy of the table as its head.
     check_tensors(slots, found, directory, {tensors["lm_head"].name} if cfg.tie_embeddings else set())
     return found, slots
 

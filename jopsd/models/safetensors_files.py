@@ -1,7 +1,9 @@
 """Safetensors files: which tensors a directory holds, reading parts of stacked leaves, writing tensor by tensor."""
 
+import difflib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +20,17 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Names in a safetensors header by numpy dtype name.
 DISK_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _NUMPY_DTYPES = {short: name for name, short in DISK_DTYPES.items()}
+
+# Tensors that hold no weights: what older versions of transformers saved of rotary embeddings and attention masks.
+_BUFFER = re.compile(
+    r"(^|\.)(rotary_emb\.(\w*inv_freq|(cos|sin)_cached)|position_ids|(attn|attention)\.masked_bias|causal_mask)$"
+)
+# What puts a prefix before every name, by what stands in it.
+_WRAPPERS = {
+    "_orig_mod.": "torch.compile",
+    "module.": "DataParallel, DDP or DeepSpeed",
+    "base_model.": "PEFT; merge the adapter first",
+}
 
 # Told the number of bytes read or written since the last call.
 Progress = Callable[[int], None]
@@ -89,10 +102,10 @@ def _open(file: Path):
 
 
 def file_tensors(file: Path) -> dict[str, Stored]:
-    """Every tensor of one file, from its header alone."""
+    """Every tensor of one file but for buffers, from its header alone."""
     found = {}
     with _open(file) as handle:
-        for name in handle.keys():
+        for name in (name for name in handle.keys() if not _BUFFER.search(name)):
             header = handle.get_slice(name)
             if header.get_dtype() not in _NUMPY_DTYPES:
                 raise ValueError(f"{file}: tensor {name} has dtype {header.get_dtype()}, which is not supported")
@@ -110,6 +123,8 @@ def stored_tensors(directory: Path) -> dict[str, Stored]:
                 raise ValueError(f"tensor {name} is in both {found[name].file} and {file}")
             found[name] = stored
     for name, file in (weight_map or {}).items():
+        if _BUFFER.search(name):
+            continue
         if name not in found or found[name].file.name != file:
             raise ValueError(f"{directory / file}: tensor {name} is missing, though {INDEX} places it there")
     return found
@@ -144,7 +159,8 @@ def check_tensors(slots: list[Slot], found: dict[str, Stored], directory: Path, 
     """Raises ValueError, by file and tensor, unless `found` holds exactly `slots` (and perhaps some `ignored`)."""
     missing = [slot.name for slot in slots if slot.name not in found]
     if missing:
-        raise ValueError(f"{directory}: tensor {missing[0]} is missing ({len(missing)} of {len(slots)} are)")
+        told = f"{directory}: tensor {missing[0]} is missing ({len(missing)} of {len(slots)} are)"
+        raise ValueError(told + _instead(missing, sorted(set(found) - {slot.name for slot in slots} - ignored)))
     for slot in slots:
         if found[slot.name].shape != slot.shape:
             file, shape, _ = found[slot.name]
@@ -153,6 +169,24 @@ def check_tensors(slots: list[Slot], found: dict[str, Stored], directory: Path, 
     if unexpected:
         name = unexpected[0]
         raise ValueError(f"{found[name].file}: tensor {name} is unexpected ({len(unexpected)} such); nothing reads it")
+
+
+def _instead(missing: Sequence[str], others: Sequence[str]) -> str:
+    """What a directory has in place of missing tensors, as the end of an error: another prefix, or other names."""
+    if not others:
+        return ""
+    for wanted in missing:
+        stem = wanted.removeprefix("model.")
+        if (same := next((name for name in others if name == stem or name.endswith(f".{stem}")), None)) is None:
+            continue
+        has, wants = same.removesuffix(stem), wanted.removesuffix(stem)
+        by = next((f" (by {who})" for part, who in _WRAPPERS.items() if part in has), "")
+        return (
+            f"; the file has {same}: its names have the prefix {has!r}{by} where {wants!r} is expected; save the bare "
+            "...ForCausalLM, or rename the tensors"
+        )
+    near = difflib.get_close_matches(missing[0], others, n=1, cutoff=0) or others
+    return f"; the file has {len(others)} other names instead, such as {near[0]}"
 
 
 def read_leaf(
@@ -182,6 +216,12 @@ def read_leaf(
                 out = _aligned((len(rows), *part.shape), dtype)
             out[row] = part
     return out
+
+
+def read_rows(stored: Stored, name: str, rows: slice) -> np.ndarray:
+    """Some rows of one tensor, in its own dtype."""
+    with _open(stored.file) as handle:
+        return handle.get_slice(name)[rows]
 
 
 def _aligned(shape: tuple[int, ...], dtype) -> np.ndarray:

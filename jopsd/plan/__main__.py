@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from jopsd.paths import path_argument
 from jopsd.plan import cache
 from jopsd.plan.topology import configure_jax, parse_topology, prepare_environment
 
@@ -20,7 +21,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m jopsd.plan --config configs/opsd.yaml --topology v5e:4x4 mesh.tensor=4",
     )
     positive = _positive
-    parser.add_argument("--config", required=True, type=Path, help="YAML file, see configs/")
+    parser.add_argument("--config", required=True, type=path_argument, help="YAML file, see configs/")
     parser.add_argument("--topology", required=True, help="v5p:4x4x4 (of one slice), h100:2x8 (nodes x GPUs), cpu:8")
     parser.add_argument("--slices", type=positive, help="TPU slices; default mesh.slices")
     parser.add_argument("--prompt-tokens", type=positive, help="longest prompt; default data.max_prompt_tokens")
@@ -30,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fast", action="store_true", help="compile with little effort: 4 times faster, more memory")
     parser.add_argument("--sweep", action="store_true", help="try meshes, micro-batches and remat policies")
     parser.add_argument("--candidates", type=positive, default=3, help="how many of a sweep are compiled (3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the plan for machines")
+    parser.add_argument("--json", type=path_argument, metavar="FILE", help="also write the plan for machines")
     parser.add_argument("--no-cache", action="store_true", help=f"neither read nor write {cache.folder()}")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. mesh.tensor=4")
     return parser

@@ -16,7 +16,7 @@ import yaml
 
 PACKAGE = Path(__file__).resolve().parent.parent
 _COMPILERS = ("jax", "jaxlib", "libtpu", "flax", "optax")
-_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "HOME")
 
 
 def folder() -> Path:
@@ -27,13 +27,13 @@ def folder() -> Path:
 def key_of(config: Path, overrides: Sequence[str], options: Sequence) -> str:
     """The name of a plan's entry. options: what else was asked for, as plain values."""
     digest = hashlib.sha256()
-    said = [str(config.resolve()), *overrides, repr(list(options)), str(Path.cwd())]
+    said = [str(config.resolve()), *map(os.path.expandvars, overrides), repr(list(options)), str(Path.cwd())]
     said += [f"{name} {_version(name)}" for name in _COMPILERS]
     said += [f"{name} {os.environ.get(name, '')}" for name in _FLAGS]
     for part in said:
         digest.update(part.encode() + b"\0")
     for path in [*_with_parents(config), *_sources()]:
-        digest.update(str(path).encode() + b"\0" + path.read_bytes())
+        digest.update(str(path).encode() + b"\0" + os.path.expandvars(path.read_bytes()))
     return digest.hexdigest()[:32]
 
 

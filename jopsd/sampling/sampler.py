@@ -181,7 +181,8 @@ def validate(requests: Sequence[Request], vocab_size: int, max_length: int, max_
         if prompt + new > max_length:
             raise ValueError(
                 f"{name}: prompt of {prompt} tokens + max_new_tokens {new} = {prompt + new} is more than the sampler's "
-                f"max_length {max_length}; shorten one or raise max_length"
+                f"max_length {max_length}; ask for fewer new tokens (--max-new-tokens), or start the sampler with a "
+                "larger max_length (--max-length, of `jopsd.serve` where that draws)"
             )
         if len(request.params.stop_ids) > max_stop_ids:
             raise ValueError(
