@@ -298,7 +298,7 @@ class Reward(Section):
     name: what is compared with a row's answer: `math` the value in the last box; `knights` an assignment of knights and
     knaves in it; `choice` the letter between answer tags; `tools` the calls of tools; `code` runs a program on the
     row's tests, in a sandbox. `auto` is for each row what its data set says.
-    seconds (math): hard limit per answer. workers (math, code): processes; null is as many as there are cores.
+    seconds (math): processor time per answer. workers (math, code): processes; null is as many as there are cores.
     code: how programs are scored and limited. unsafe: run programs even where this host cannot keep them in.
     """
 
