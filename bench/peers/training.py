@@ -143,7 +143,7 @@ def make_rows(case: Case, number: int) -> list[dict[str, str]]:
 def model_directory(case: Case, folder: Path) -> str:
     """The model's directory; where completions must not end by themselves, links to it with an end token never drawn.
 
-    That is the last token that the tokenizer adds to its vocabulary.
+    That is the last token that the tokenizer adds to its vocabulary, and it ends the turns of the chat template too.
     """
     if case.ends:
         return case.model
@@ -155,10 +155,16 @@ def model_directory(case: Case, folder: Path) -> str:
         "generation_config.json": {"eos_token_id": token["id"]},
         "tokenizer_config.json": {"eos_token": token["content"]},
     }
+    settings = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
+    unended = lambda template: template.replace(settings["eos_token"], token["content"])  # noqa: E731
+    if "chat_template" in settings:
+        changed["tokenizer_config.json"]["chat_template"] = unended(settings["chat_template"])
     for file in source.iterdir():
         if file.name in changed:
             content = json.loads(file.read_text(encoding="utf-8")) | changed[file.name]
             (made / file.name).write_text(json.dumps(content), encoding="utf-8")
+        elif file.name == "chat_template.jinja":
+            (made / file.name).write_text(unended(file.read_text(encoding="utf-8")), encoding="utf-8")
         else:
             (made / file.name).symlink_to(file.resolve())
     return str(made)
