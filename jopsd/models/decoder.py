@@ -10,7 +10,7 @@ Kernels are stored as [in, out], the transpose of the Hugging Face layout. Modul
 `jax.grad`, `jax.eval_shape`, optax and orbax act on them directly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -153,22 +153,29 @@ class Block(nnx.Module):
             x = by_layer(lambda own, x, read: own[0]._close(cfg, x, read, own[1], ctx), own, x, attended)
         return x, pages
 
-    def _project(self, cfg: ModelConfig, h, name: str, adapter, axis: int):
-        y = kernel_product(h, getattr(self, name), axis)
-        if name in cfg.biases:
-            y = y + along(getattr(self, f"{name}_bias")[...], axis, y.ndim).astype(h.dtype)
-        return checkpoint_name(y if adapter is None else y + adapter.delta(h, name, axis), "projection")
+    def _project(self, cfg: ModelConfig, h, names: Sequence[str], adapter, axis: int) -> list[jax.Array]:
+        """Several projections of h: [...,in] -> [...,out] each, or [in,...] -> [out,...]."""
+        lowered, made = adapter.lowered(h, names, axis) if adapter is not None else {}, []
+        for name in names:
+            y = kernel_product(h, getattr(self, name), axis)
+            if name in cfg.biases:
+                y = y + along(getattr(self, f"{name}_bias")[...], axis, y.ndim).astype(h.dtype)
+            if name in lowered:
+                y = y + adapter.raised(lowered[name], name, axis)
+            made.append(checkpoint_name(y, "projection"))
+        return made
 
     def _queries(self, cfg: ModelConfig, x, adapter, ctx: _Context):
         """Queries, keys and values: [B,T,heads,H] or [heads,H,R,T]."""
         axis = ctx.features
         h = rms_norm(x, self.attn_norm[...], cfg.rms_eps, axis) if cfg.norm == "pre" else x
+        projected = dict(zip("qkv", self._project(cfg, h, ("q", "k", "v"), adapter, axis), strict=True))
 
         def split(y, *sizes):  # features into several axes
             return y.reshape(*y.shape[:-1], *sizes) if axis == -1 else y.reshape(*sizes, *y.shape[1:])
 
         def heads_of(name, count):
-            y, scale = self._project(cfg, h, name, adapter, axis), getattr(self, f"{name}_norm", None)
+            y, scale = projected[name], getattr(self, f"{name}_norm", None)
             if scale is not None:  # over each head, or over all of them at once
                 y = rms_norm(split(y, -1, scale[...].shape[-1]), scale[...], cfg.rms_eps, -1 if axis == -1 else 1)
                 y = y.reshape(*h.shape[:2], -1) if axis == -1 else y.reshape(-1, *h.shape[1:])
@@ -186,9 +193,10 @@ class Block(nnx.Module):
         before, after = (norm, lambda h, _: h) if cfg.norm == "pre" else (lambda h, _: h, norm)
         pin = partial(constrain, kind="activation" if axis == -1 else "reading")
         merged = read.reshape(*x.shape[:2], -1) if axis == -1 else read.reshape(-1, *x.shape[1:])
-        x = pin(x + after(project(merged, "o"), self.attn_norm))
-        h = before(x, self.mlp_norm)
-        h = project(jax.nn.silu(project(h, "gate")) * project(h, "up"), "down")
+        (o,) = project(merged, ("o",))
+        x = pin(x + after(o, self.attn_norm))
+        gate, up = project(before(x, self.mlp_norm), ("gate", "up"))
+        (h,) = project(jax.nn.silu(gate) * up, ("down",))
         return pin(x + after(h, self.mlp_norm))
 
 

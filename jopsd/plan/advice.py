@@ -62,17 +62,17 @@ def _fewer_weights(config, mesh: dict, parts: dict) -> list[str]:
 
 def _smaller_pieces(config, shapes: Shapes, mesh: dict) -> list[str]:
     cfg, shards, found = shapes.weights.model_config, mesh["data"] * mesh["fsdp"], []
-    rows, width = config.micro_rows // shards, shapes.batch.targets.shape[1]
+    rows, width = shapes.micro_rows // shards, shapes.batch.views["student"].tokens.shape[-1]
     if rows > 1:
         found.append(
-            f"train.micro_batch_size={config.micro_rows // 2}: {_half(rows)} rows at a time on a device, not {rows}"
+            f"train.micro_batch_size={shapes.micro_rows // 2}: {_half(rows)} rows at a time on a device, not {rows}"
         )
     if config.model.remat != "full":
         found.append("model.remat=full: keeps the input of each layer and computes the rest again")
     if cfg.attention == "xla" and width > 1024:
         found.append("model.attention=auto on a chip with a kernel: plain attention forms every score of a row")
     if rows == 1 and mesh["fsdp"] % 2 == 0:
-        micro = max(config.micro_rows // 2, 1)
+        micro = max(shapes.micro_rows // 2, 1)
         found.append(
             f"mesh.fsdp={mesh['fsdp'] // 2} mesh.context={mesh.get('context', 1) * 2} train.micro_batch_size={micro}: "
             "a device has a row to itself already, and context splits its columns"

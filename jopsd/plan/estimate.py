@@ -41,7 +41,7 @@ def _width(shapes: Shapes) -> int:
 
 def _tokens(config, shapes: Shapes, view: str) -> int:
     mesh = shapes.mesh.shape
-    rows = max(config.micro_rows // (mesh["data"] * mesh["fsdp"]), 1)
+    rows = max(shapes.micro_rows // (mesh["data"] * mesh["fsdp"]), 1)
     return -(-rows * columns_of(config, shapes.lengths)[view] // mesh.get("context", 1))
 
 
@@ -127,7 +127,7 @@ def _sampler(config, shapes: Shapes) -> dict[str, Program]:
 def _update_collectives(config, shapes: Shapes) -> list[Collective]:
     """Of one update: weights gathered for each pass, gradients scattered, activations summed over tensor."""
     cfg, mesh, width = shapes.weights.model_config, shapes.mesh, _width(shapes)
-    micro = config.rows_per_update // config.micro_rows
+    micro = shapes.micro_batches
     backward = 1 if cfg.remat == "none" else 2  # forward again, then back: both with the weights gathered once
     found = _forward_collectives(config, shapes, mesh, micro, _tokens(config, shapes, "student"))
     found += _layer_collectives(cfg, mesh, micro, _tokens(config, shapes, "student"), width, 1, backward)

@@ -41,7 +41,7 @@ def make_record(config, shapes: Shapes, topology: Topology, programs: dict, sour
         "lengths": shapes.lengths._asdict(),
         "rows": {
             "step": config.rows_per_step,
-            "micro_batch": config.micro_rows,
+            "micro_batch": shapes.micro_rows,
             "updates": config.updates_per_step,
             "slots": config.sampling.slots,
         },

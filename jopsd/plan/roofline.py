@@ -50,7 +50,7 @@ class Sent(NamedTuple):
 def trips(config, shapes: Shapes) -> int:
     """Runs of the vocabulary kernel's loop per micro-batch, the one loop whose length the program does not say."""
     mesh = shapes.mesh.shape
-    rows = config.micro_rows // (mesh["data"] * mesh["fsdp"])
+    rows = shapes.micro_rows // (mesh["data"] * mesh["fsdp"])
     tokens = rows * columns_of(config, shapes.lengths)["completion"] // mesh.get("context", 1)
     return -(-tokens // (config.train.token_chunk or default_chunk(shapes.mesh)))
 
@@ -109,7 +109,7 @@ def update_traffic(config, shapes: Shapes) -> float:
     """Bytes of HBM that one update reads and writes on a device, roughly: weights, activations, heads, optimiser."""
     cfg, state, models = shapes.weights.model_config, shapes.weights.state, shapes.weights.models
     mesh, width = shapes.mesh.shape, jnp.dtype(shapes.weights.model_config.dtype).itemsize
-    micro, shards = config.rows_per_update // config.micro_rows, mesh["data"] * mesh["fsdp"] * mesh.get("context", 1)
+    micro, shards = shapes.micro_batches, mesh["data"] * mesh["fsdp"] * mesh.get("context", 1)
     columns, method = columns_of(config, shapes.lengths), config.method
     read = readings(config, cfg, models, shapes.lengths, (*method.views, *method.score_views))
     again = 0 if cfg.remat == "none" else 1

@@ -33,7 +33,7 @@ from jopsd.optimizer import make_optimizer
 from jopsd.packing import pack
 from jopsd.plan.topology import PlanError, Topology, devices, host_of
 from jopsd.rollouts import Rollout, batch_of
-from jopsd.sampling.capacity import PIECE_WIDTHS, PoolShape, pool_shape
+from jopsd.sampling.capacity import PoolShape, piece_widths, pool_shape
 from jopsd.sampling.engine import State, init_state
 from jopsd.sampling.seats import PIECES
 from jopsd.setup import Weights, adapter_maker, model_config, packing_of, source_dir, teacher_rule
@@ -72,6 +72,16 @@ class Shapes(NamedTuple):
     pool: State | None
     pool_shape: PoolShape | None
     copies: int
+
+    @property
+    def micro_batches(self) -> int:
+        """Backward passes of an update."""
+        return self.batch.micro_batches
+
+    @property
+    def micro_rows(self) -> int:
+        """Rollouts of one of them, on all devices."""
+        return max(len(self.batch.mask) // self.micro_batches, 1)
 
 
 def lengths_of(config: Config, prompt=None, teacher_prompt=None, completion=None) -> Lengths:
@@ -231,6 +241,8 @@ def abstract_batch(
     step, packing = batch_of([rollout] * config.rows_per_update, config, tokenizer), packing_of(config, cfg, mesh)
     if packing is not None:
         (step,) = pack([step], packing)
+    else:
+        step = replace(step, micro_batches=config.rows_per_update // config.micro_rows)
     split = NamedSharding(mesh, P(BATCH))
     plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), step)
     if config.updates_per_step == 1:
@@ -255,7 +267,7 @@ def pool_sizes(cfg: ModelConfig, config: Config, lengths: Lengths, mesh: Mesh, s
             chunk=sampling.chunk,
             mesh=mesh if mesh.size > 1 else None,
             cache_bytes=sampling.cache_bytes,
-            platform=kind if kind in PIECE_WIDTHS else "gpu",
+            platform=kind,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -280,8 +292,7 @@ def table_shapes(sizes: PoolShape, *rows: int) -> dict:
 
 def prefill_shapes(lengths: Lengths, sizes: PoolShape, mesh: Mesh) -> tuple:
     """What `engine.prefill` takes beside policy and state, for the widest pieces that a prompt has."""
-    kind = mesh.devices.flat[0].platform
-    widths = PIECE_WIDTHS.get(kind, PIECE_WIDTHS["gpu"])
+    widths = piece_widths(mesh.devices.flat[0].platform)
     width = next((width for width in widths if width >= lengths.prompt - 1), widths[-1])
     number = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
     rows = (PIECES, sizes.shards)

@@ -16,7 +16,7 @@ EXPECTED = 0.4  # share of max_length that pages are there for, for all slots at
 LEAST_COLUMNS = 256  # but never fewer columns than this per slot, unless max_length is less
 
 # Tokens of a piece of a prompt. A prompt is cut into pieces of the larger, its rest takes the smallest that holds it.
-PIECE_WIDTHS = {"cpu": (16, 64), "gpu": (64, 256), "tpu": (64, 256)}
+_WIDTHS_ON_CPU, _WIDTHS = (16, 64), (64, 256)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,12 @@ def longest_columns(cfg: ModelConfig, kind: str, max_length: int, chunk: int) ->
     """Columns that the longest row holds at once in layers of a kind: those behind a window are given back."""
     if kind == "full":
         return max_length
-    return min(max_length, cfg.window + max(chunk, PIECE_WIDTHS["gpu"][-1]) + 2 * PAGE)
+    return min(max_length, cfg.window + max(chunk, _WIDTHS[-1]) + 2 * PAGE)
+
+
+def piece_widths(platform: str) -> tuple[int, ...]:
+    """Columns that a piece of a prompt may have on a platform, one compiled program for each."""
+    return _WIDTHS_ON_CPU if platform == "cpu" else _WIDTHS
 
 
 class Piece(NamedTuple):
@@ -132,7 +137,7 @@ class Piece(NamedTuple):
 
 def pieces_of(length: int, platform: str) -> list[Piece]:
     """The pieces of a prompt's first `length` tokens. They depend on the length alone, and so do its bits."""
-    widths, found, start = PIECE_WIDTHS[platform], [], 0
+    widths, found, start = piece_widths(platform), [], 0
     while start < length:
         left = length - start
         width = next((width for width in widths if width >= left), widths[-1])

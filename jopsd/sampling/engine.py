@@ -24,7 +24,7 @@ from jopsd.models.decoder import ModelConfig
 from jopsd.models.pages import Pages, Span, copy, make_pages
 from jopsd.models.products import turned_adapter, turned_model
 from jopsd.models.sharding import constrain
-from jopsd.sampling.capacity import PIECE_WIDTHS, PoolShape, check_memory, pool_shape
+from jopsd.sampling.capacity import PoolShape, check_memory, pool_shape
 from jopsd.sampling.draw import draw
 from jopsd.sampling.sampler import Completion, Policy, Request, SamplerError, validate
 
@@ -343,7 +343,7 @@ class Engine:
         self.cfg, self.slots, self.max_length, self.chunk = cfg, slots, max_length, chunk
         self.mesh, self.max_stop_ids = mesh, max_stop_ids
         device = mesh.devices.flat[0] if mesh is not None else jax.local_devices()[0]
-        self.platform = device.platform if device.platform in PIECE_WIDTHS else "gpu"
+        self.platform = device.platform
         self.shape = pool_shape(
             cfg,
             slots,

@@ -20,7 +20,7 @@ from jopsd.sampling.engine import Engine, Row, read_chunk, row_arguments
 PIECES = 8  # of prompts that one call of `prefill` may read
 PROMPT_TOKENS = 1024  # padded tokens of prompts that are read before the live rows go on drawing
 
-Pages = dict[int, int]  # page by its place in a row's table
+Table = dict[int, int]  # page by its place in a row's table
 
 
 class Ledger:
@@ -61,7 +61,7 @@ class Seat:
     row: Row
     slot: int
     age: int
-    tables: dict[str, Pages]
+    tables: dict[str, Table]
     filled: int = 0
     pieces: deque[Piece] = field(default_factory=deque)
     live: bool = False
@@ -272,7 +272,7 @@ class Seats:
         """Pages that one row ever holds at once."""
         return dict(self.engine.shape.pages)[kind] - 1
 
-    def _share(self, seat: Seat, shared: dict[str, Pages]) -> None:
+    def _share(self, seat: Seat, shared: dict[str, Table]) -> None:
         """Full pages of a prompt are read by all; its last one, which is written further, is copied."""
         full = len(seat.prompt) // PAGE
         for kind, pages in shared.items():
@@ -371,6 +371,6 @@ class Seats:
         return tables
 
 
-def _fill(row: np.ndarray, table: Pages) -> None:
+def _fill(row: np.ndarray, table: Table) -> None:
     """Writes a row's pages into its places [M]."""
     row[list(table)] = list(table.values())
