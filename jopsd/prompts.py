@@ -130,8 +130,6 @@ def group_prompts(
 ) -> list[PromptIds | Absent]:
     """Prompt ids of the teacher's views for each of a problem's rollouts, or why a rollout has none."""
     limit = config.teacher.max_prompt_tokens or config.data.max_prompt_tokens
-    if window := tokenizers.window_of(problem, "teacher"):
-        limit = min(limit, window - config.sampling.max_new_tokens)
     tokenizer = tokenizers.teacher(problem)
     read = lambda prompt: _read(tokenizer, prompt, config.teacher, problem, "teacher")  # noqa: E731
     made: list[PromptIds | Absent] = []

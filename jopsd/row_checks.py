@@ -70,9 +70,9 @@ def ungraded(reward: str, label: str, problems: list[Problem]) -> tuple[set[int]
 
 
 def gold_of_row(reward: str, problem: Problem) -> str | None:
-    """What the verifier of a row compares with; None where the row has nothing, or does not say which verifier."""
+    """What the verifier of a row compares with, or, where the row names none, may compare with; None without any."""
     name = verifier_of(reward, problem)
-    return None if name is None else gold_of(name, problem)
+    return (problem.answer or problem.tests) if name is None else gold_of(name, problem)
 
 
 def remarks_of(reward: str | None, label: str, problems: list[Problem]) -> list[str]:
@@ -149,29 +149,31 @@ def window_of(directory: Path) -> int | None:
     return max(int(stated), stretched)
 
 
-def check_windows(config: Config, tokenizers: Tokenizers, train: list[Item], held_out: list[Item]) -> None:
-    """Every prompt fits the model that reads it together with the longest completion.
-
-    Raises:
-      ConfigError: one that does not.
-    """
-    own = config.method.trains_on == "solution"
-    drawn = config.sampling.max_new_tokens
-    for item in train:
-        solution = len(solution_ids(tokenizers.student, item.problem.solution, 0)) if own else drawn
-        _check_window(tokenizers, item, min(solution, drawn), "sampling.max_new_tokens")
-    for item in held_out:
-        _check_window(tokenizers, item, config.eval.max_new_tokens, "eval.max_new_tokens")
+def over_windows(config: Config, tokenizers: Tokenizers, train: list[Item], held_out: list[Item]) -> list[str]:
+    """Lines on prompts that pass, with their completion, what the model that reads them is made for."""
+    own, drawn = config.method.trains_on == "solution", config.sampling.max_new_tokens
+    most = [
+        min(len(solution_ids(tokenizers.student, item.problem.solution, 0)), drawn) if own else drawn for item in train
+    ]
+    lines = _over_windows(tokenizers, "data", train, most, "sampling.max_new_tokens")
+    if config.eval is not None:
+        most = [config.eval.max_new_tokens] * len(held_out)
+        lines += _over_windows(tokenizers, "eval.data", held_out, most, "eval.max_new_tokens")
+    return lines
 
 
-def _check_window(tokenizers: Tokenizers, item: Item, most: int, key: str) -> None:
-    for view, ids in item.prompts.items():
-        window = tokenizers.window_of(item.problem, view)
-        if window is None or len(ids) + most <= window:
-            continue
-        problem = item.problem
-        raise ConfigError(
-            f"{problem.source or 'data'}, row {problem.row} (counted from 0), {view} prompt: its {len(ids)} tokens and "
-            f"{most} of a completion ({key}) pass the {window} that the model is made for (max_position_embeddings in "
-            f"its {CONFIG}); lower {key}, or leave long rows out by max_prompt_tokens and on_long_prompt: skip"
-        )
+def _over_windows(tokenizers: Tokenizers, label: str, items: list[Item], most: list[int], key: str) -> list[str]:
+    over: dict[str, list[str]] = {}
+    for item, completion in zip(items, most, strict=True):
+        for view, ids in item.prompts.items():
+            window = tokenizers.window_of(item.problem, view)
+            if window is None or len(ids) + completion <= window:
+                continue
+            sizes = f"{len(ids)} tokens, which with {completion} of a completion ({key}) pass {window}"
+            over.setdefault(view, []).append(f"row {item.problem.row} (counted from 0), has {sizes}")
+    return [
+        f"{label}: {len(found)} {view} prompts leave too little of the context that the model is made for "
+        f"(max_position_embeddings in its {CONFIG}); the first, {found[0]}; lower {key}, or leave long rows out by "
+        "max_prompt_tokens and on_long_prompt: skip"
+        for view, found in over.items()
+    ]

@@ -50,8 +50,8 @@ from jopsd.row_checks import (
     check_teachers,
     check_vocabulary,
     check_weights,
-    check_windows,
     gradable,
+    over_windows,
     remarks_of,
     spelled_control_tokens,
     ungraded,
@@ -203,7 +203,7 @@ def make_task(config: Config) -> Task:
         parts = of_parts(config.eval.data, "eval.data", required, prompts_of, "needed")
         held_out = [item for part, _ in parts for item in part]
     check_vocabulary(directory, vocab_size, tokenizer, stops.ids, train + held_out)
-    check_windows(config, tokenizers, train, held_out)
+    notes += over_windows(config, tokenizers, train, held_out)
     try_group_prompts(config, tokenizers, train)
     _check_micro_batch(config, train)
     if config.reward is not None and config.reward.name == AUTO and _names(train + held_out, "code"):

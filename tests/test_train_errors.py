@@ -374,17 +374,16 @@ def test_a_teacher_that_reads_the_students_prompt_is_refused_with_the_row(refuse
     assert "sums, row 0 (counted from 0), teacher prompt: it is the student's prompt" in message
 
 
-@pytest.mark.parametrize(
-    ("overrides", "view"), [((), "student"), (("data.max_prompt_tokens=20", "data.on_long_prompt=skip"), "none")]
-)
-def test_prompts_that_pass_the_models_context_with_their_completion_are_refused(refuse, model, overrides, view):
-    edit(model / "config.json", max_position_embeddings=60)
-    message = refuse(f"model.path={model}", *overrides)
-    if view == "student":
-        assert "sums, row 0 (counted from 0), student prompt: its 21 tokens and 44 of a completion" in message
-        assert "max_position_embeddings" in message and "sampling.max_new_tokens" in message
-    else:
-        assert "no problem is left" in message
+def test_prompts_that_pass_the_models_context_with_their_completion_are_told_of(tmp_path, model):
+    def told(size: int, **stretched) -> list[str]:
+        edit(model / "config.json", max_position_embeddings=size, rope_scaling=stretched or None)
+        return make_task(load_config(write_config(tmp_path, model={"path": str(model)}))).notes
+
+    student, teacher, held_out = told(60)
+    assert "data: 10 student prompts" in student and "row 0 (counted from 0), has 21 tokens" in student
+    assert "44 of a completion (sampling.max_new_tokens) pass 60" in student and "max_position_embeddings" in student
+    assert "teacher prompts" in teacher and "eval.data: 4 student prompts" in held_out and "eval.max_new" in held_out
+    assert not told(512) and not told(60, rope_type="yarn", factor=4.0)
 
 
 def test_a_method_that_learns_from_no_reward_asks_for_no_answers(tmp_path):
