@@ -46,9 +46,10 @@ def _to_hf(args) -> int:
     limit = shard_bytes(args.max_shard_gb)
     source = find_source(args.source, "--from", ("run", "orbax"))
     if source.kind == "run":
-        return _done(args.output, run_to_hf(source.path, source.step, args.output, args.dtype, args.model, limit))
-    if args.model:
-        raise ValueError("--model is for runs: a folder made by to-flax has all that is needed")
+        how = (args.output, args.dtype, args.model, limit, args.exact_base, args.base_name)
+        return _done(args.output, run_to_hf(source.path, source.step, *how))
+    if args.model or args.exact_base or args.base_name:
+        raise ValueError("--model, --exact-base and --base-name are for runs: a folder made by to-flax needs none")
     return _done(args.output, flax_to_hf(source.path, args.output, args.dtype, limit))
 
 
@@ -68,7 +69,7 @@ def _adapter(args) -> int:
     from convert.weights import adapter
 
     source = find_source(args.source, "--from", ("run",))
-    return _done(args.output, adapter(source.path, source.step, args.output, args.model))
+    return _done(args.output, adapter(source.path, source.step, args.output, args.model, args.base_name))
 
 
 def _verify(args) -> int:
@@ -123,6 +124,10 @@ def _add_output(add: Callable) -> None:
     add("--output", required=True, type=path_argument, metavar="DIR", help="must not exist, or be empty")
 
 
+def _add_base_name(add: Callable) -> None:
+    add("--base-name", metavar="owner/name", help="what others find the initial model by; default: as the run calls it")
+
+
 def _add_hf_output(add: Callable, default: str) -> None:
     _add_output(add)
     add("--dtype", choices=DTYPES, help=f"of the tensors written; default: that of {default}")
@@ -157,6 +162,9 @@ def _add_to_hf(commands) -> None:
     add("--from", dest="source", required=True, type=argument, metavar="ORBAX_DIR|RUN_DIR[:STEP]", help=help_text)
     _add_hf_output(add, "the orbax directory, or of the run's initial model")
     add("--model", type=argument, metavar="DIR", help="a run's initial model, if it has moved since")
+    help_text = "fold a run's adapter into its base as it is on disk, not as it was rounded in training"
+    add("--exact-base", action="store_true", help=help_text)
+    _add_base_name(add)
 
 
 def _add_merge(commands) -> None:
@@ -192,6 +200,7 @@ def _add_adapter(commands) -> None:
     add("--from", dest="source", required=True, type=argument, metavar="RUN_DIR[:STEP]", help=RUN_HELP)
     _add_output(add)
     add("--model", type=argument, metavar="DIR", help="the run's initial model, if it has moved since")
+    _add_base_name(add)
 
 
 def _add_verify(commands) -> None:

@@ -60,8 +60,8 @@ class Run(NamedTuple):
     directory: Path
 
 
-def open_source(source: Source, mesh: Mesh) -> Opened:
-    """Opens a model of any kind but "peft".
+def open_source(source: Source, mesh: Mesh, rounded: str | None = None) -> Opened:
+    """Opens a model of any kind but "peft". rounded: a dtype to cast a Hugging Face directory to.
 
     Raises:
       ValueError, OSError, CheckpointError: it cannot be read, or is not what its config says; by file.
@@ -72,7 +72,8 @@ def open_source(source: Source, mesh: Mesh) -> Opened:
         case "orbax":
             opened = _open_orbax(source.path, mesh)
         case _:
-            opened = _open_hf(source.path, read_config(source.path), mesh)
+            cfg = read_config(source.path) if rounded is None else read_config(source.path, param_dtype=rounded)
+            opened = _open_hf(source.path, cfg, mesh, cast=rounded is not None)
     if source.adapter is None:
         return opened
     label = f"{opened.label} + {source.adapter}"
@@ -129,11 +130,14 @@ def run_config(run: Run) -> ModelConfig:
     return model_config(run.config, run.directory)
 
 
-def open_weights(run: Run, mesh: Mesh) -> Opened:
-    """What a run has learnt: its base with its adapter to fold in, or its own weights."""
+def open_weights(run: Run, mesh: Mesh, exact_base: bool = False) -> Opened:
+    """What a run has learnt: its base with its adapter to fold in, or its own weights.
+
+    exact_base: the base as it is on disk, and not in the dtype in which the run computed with it.
+    """
     label, cfg = f"step {run.step} of {run.path}", run_config(run)
     if run.config.lora is not None:
-        base = _open_hf(run.directory, cfg, mesh, cast=True)
+        base = _open_hf(run.directory, read_config(run.directory) if exact_base else cfg, mesh, cast=not exact_base)
         return _with_adapter(base, run_adapter(run, mesh), f"{label}, the adapter merged into its base")
     read = lambda path, like: jax.tree.leaves(  # noqa: E731
         checkpoint.restore_trainable(run.path, run.step, nested([(path, like)]))

@@ -8,13 +8,14 @@ import numpy as np
 
 from convert.compare import Compared, compare_tensors
 from convert.logits import Prompt, logits, read_prompt, require_torch, transformers_logits
-from convert.opened import Opened, open_source
+from convert.opened import Opened, open_run, open_source, open_weights
 from convert.output import progress_bar
 from convert.sources import Source
 from convert.tables import table
 from jopsd.mesh import make_mesh
 
 LOGIT_TOLERANCE = 1e-4
+COMPUTED = "bfloat16"  # what runs round a wider base to, see model.dtype
 _RUNTIME = {"dtype", "param_dtype", "remat", "attention"}  # fields of a config that say nothing about the model
 
 
@@ -57,6 +58,8 @@ def verify(a: Source, b: Source, text: str | None, tolerance: float, transformer
         tensors = list(compare_tensors(one, other, progress))
     config = _compare_configs(one, other)
     lines = [config, _compared_tensors(tensors, tolerance)]
+    if config.fault is None and any(not x.within(tolerance) for x in tensors):
+        lines += [Line("reason", reason, reason) for reason in _reasons((a, b), sides)]
     if any(x.fault is not None for x in tensors):
         lines.append(Line("logits", "not compared: the tensors have to be sound and of the same shapes first"))
     else:
@@ -69,6 +72,25 @@ def verify(a: Source, b: Source, text: str | None, tolerance: float, transformer
     verdict = Line("verdict", "DIFFERENT: " + "; ".join(faults) if faults else _praise(tensors))
     blocks = [[*heads, config], [_tensor_table(tensors)], _mismatches(tensors, tolerance), [*lines[1:], verdict]]
     return Report("\n\n".join("\n".join(map(str, block)) for block in blocks if block), not faults)
+
+
+def _reasons(sources: tuple[Source, Source], sides: tuple[Opened, Opened]) -> list[str]:
+    """Why tensors differ, where it is only that one side has the base of the other rounded, as a run computes."""
+    mesh = make_mesh()
+    for i, source in enumerate(sources):
+        other, name = sides[1 - i], "AB"[i]
+        if source.adapter is not None and source.kind == "hf":
+            told = f"the base of {name} is rounded to {COMPUTED} in {'BA'[i]}"
+            again = open_source(source, mesh, COMPUTED)
+        elif source.kind == "run" and sides[i].adapter is not None:
+            dtype = sides[i].config.param_dtype
+            told = f"the run {name} computes with its base rounded to {dtype}, and {'BA'[i]} has it exact"
+            again = open_weights(open_run(source.path, source.step), mesh, exact_base=True)
+        else:
+            continue
+        if all(x.same_bits for x in compare_tensors(again, other, lambda _: None)):
+            return [f"the same adapter on the same base, but {told}"]
+    return []
 
 
 def _praise(tensors: Sequence[Compared]) -> str:

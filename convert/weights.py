@@ -5,11 +5,13 @@ Every output appears under its name only when it is complete. All weights move l
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from convert.opened import Opened, open_adapter, open_run, open_source, open_weights, run_adapter, tensors_of
+from convert.card import CARD, base_name, card
+from convert.opened import Opened, Run, open_adapter, open_run, open_source, open_weights, run_adapter, tensors_of
 from convert.output import progress_bar
 from convert.sources import MODEL, Source
 from jopsd.mesh import make_mesh
@@ -26,7 +28,7 @@ from jopsd.models.hf import (
 )
 from jopsd.models.orbax_model import write_model
 from jopsd.models.peft import save_adapter
-from jopsd.setup import BUILTIN
+from jopsd.models.safetensors_files import stored_tensors
 
 
 def to_flax(source: Path, output: Path) -> None:
@@ -62,20 +64,39 @@ def run_to_hf(
     dtype: str | None,
     model: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    exact_base: bool = False,
+    name: str | None = None,
 ) -> str:
     """Writes what a run learnt as a Hugging Face directory: its adapter folded in (in float32), or its own weights.
 
     Args:
       step: None is the newest checkpoint. dtype: None is that of the run's initial model.
       model: where that model lies, if no longer at the config's `model.path`.
+      exact_base: fold the adapter into the base as it is on disk, and not as it was rounded in training.
+      name: of the base, for the model card.
 
     Returns what it wrote, in words.
     """
     require_free(output)
-    opened = open_weights(open_run(run_dir, step, model), make_mesh())
+    run = open_run(run_dir, step, model)
+    if exact_base and run.config.lora is None:
+        raise ValueError(f"--exact-base is for runs with an adapter, and {run_dir} trained all weights")
+    opened = open_weights(run, make_mesh(), exact_base)
     dtype = dtype or read_config(opened.directory).param_dtype
-    _write(opened, output, dtype, max_shard_bytes)
-    return f"{opened.label}, in {dtype}"
+    told = f"in {dtype}{_rounding(run, opened.config.param_dtype, dtype)}"
+    base = name or base_name(run, model or run.config.model.path)
+    _write(opened, output, dtype, max_shard_bytes, {CARD: card(run, base, told, "model")})
+    return f"{opened.label}, {told}"
+
+
+def _rounding(run: Run, computed: str, written: str) -> str:
+    """How values were rounded before they were written, where the dtype of the files does not say."""
+    if run.config.lora is None:
+        return "" if written in (computed, "float32") else f", rounded from the {computed} of training"
+    lost = {tensor.dtype for tensor in stored_tensors(run.directory).values()} - {computed}
+    if not lost or computed == "float32":
+        return ""
+    return f", of a base that was rounded from {'/'.join(sorted(lost))} to {computed} as in training"
 
 
 def merge(base: Source, adapter: Path, output: Path, dtype: str | None, max_shard_bytes: int = MAX_SHARD_BYTES) -> str:
@@ -96,10 +117,14 @@ def merge(base: Source, adapter: Path, output: Path, dtype: str | None, max_shar
     return f"{adapter} merged into {base.path}, in {dtype}"
 
 
-def adapter(run_dir: Path, step: int | None, output: Path, model: str | None = None) -> str:
+def adapter(run_dir: Path, step: int | None, output: Path, model: str | None = None, name: str | None = None) -> str:
     """Writes the adapter of a run as a PEFT directory, with the tokenizer of its base beside it.
 
-    model: where the initial model lies, if no longer at the config's `model.path`. Returns what it wrote, in words.
+    Args:
+      model: where the initial model lies, if no longer at the config's `model.path`.
+      name: what to call it in adapter_config.json; None is a name that holds on other machines too.
+
+    Returns what it wrote, in words.
 
     Raises:
       ValueError: the run has no adapter.
@@ -109,16 +134,19 @@ def adapter(run_dir: Path, step: int | None, output: Path, model: str | None = N
     run = open_run(run_dir, step, model, weights=False)
     if run.config.lora is None:
         raise ValueError(f"{run_dir} trained all weights and has no adapter: export it with to-hf --from {run_dir}")
-    path = model or run.config.model.path
-    base = run.directory if path in BUILTIN else path
+    base = name or base_name(run, model or run.config.model.path)
     learnt = run_adapter(run, make_mesh())
     with partial_directory(output) as folder:
         save_adapter(learnt, folder, tensors_of(run.directory), rslora=run.config.lora.rslora, base=base)
         copy_companions(run.directory, folder)
-    return f"the adapter of step {run.step} of {run_dir}, for {base}"
+        (folder / CARD).write_text(card(run, base, "float32", "adapter"), encoding="utf-8")
+    hint = "" if "/" in base else "; --base-name owner/name is how others would find that base"
+    return f"the adapter of step {run.step} of {run_dir}, for {base}{hint}"
 
 
-def _write(opened: Opened, output: Path, dtype: str | None, max_shard_bytes: int) -> None:
+def _write(
+    opened: Opened, output: Path, dtype: str | None, max_shard_bytes: int, texts: Mapping[str, str] | None = None
+) -> None:
     dtype = dtype or opened.config.param_dtype
     size = parameter_count(opened.config) * np.dtype(dtype).itemsize
     with progress_bar("writing", size) as progress:
@@ -132,4 +160,5 @@ def _write(opened: Opened, output: Path, dtype: str | None, max_shard_bytes: int
             dtype,
             max_shard_bytes,
             progress,
+            texts,
         )

@@ -1,4 +1,4 @@
-"""Checkpoints of a run (orbax): weights, optimiser, step, position in the data, and the config they belong to.
+"""Checkpoints of a run (orbax): weights, optimiser, step, position in the data, config, fingerprints of what it read.
 
 A checkpoint appears under its final name only when it is complete, so a process killed at any moment leaves the
 previous one intact.

@@ -31,7 +31,7 @@ class Preempted(Exception):
 
 
 class Notice:
-    """Whether the run has been told to end. by: the signal that said so, None where another process was told."""
+    """Whether the run has been told to end. by: the signal that said so, to this process or to one it met."""
 
     def __init__(self):
         self._given, self._before = threading.Event(), {}
@@ -59,7 +59,8 @@ class Notice:
 
     def meet(self) -> None:
         """Raises Preempted where any process has been told. A collective."""
-        if any(exchange(self._given.is_set())):
+        if told := [by for by in exchange(self.by) if by is not None]:
+            self.by = told[0]
             raise Preempted
 
 

@@ -391,10 +391,15 @@ class Evaluation(Reading, Drawing):
 
 
 class Checkpoint(Section):
-    """every: steps between saves; the last step is always saved. keep: how many to keep; null keeps all."""
+    """every: steps between saves; the last step is always saved. keep: how many to keep; null keeps all.
+
+    accept: what may differ, when a run goes on, from what it was trained on before: rows, template (the tokenizer
+    too), weights (of the initial model, the reference, teachers).
+    """
 
     every: PositiveInt = 25
     keep: PositiveInt | None = 3
+    accept: tuple[Literal["rows", "template", "weights"], ...] = ()
 
 
 class Log(Section):

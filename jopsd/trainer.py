@@ -17,6 +17,7 @@ import numpy as np
 from jopsd import checkpoint
 from jopsd.batch import TrainBatch
 from jopsd.config import Config, to_yaml
+from jopsd.content import Content, changed_content, content_of
 from jopsd.data.loader import training_iterator
 from jopsd.distributed import exchange, is_first, require_agreement, require_shared_folder, together
 from jopsd.drawing import Drawing, open_drawing
@@ -71,10 +72,12 @@ def train(config: Config) -> dict | None:
         progress.say(header(config, task))
         stack.enter_context(jax.set_mesh(mesh))
         weights = together(lambda: load_weights(config, mesh))
+        content = content_of(config, task, weights)
         manager = stack.enter_context(checkpoint.open_checkpoints(run_dir, config.checkpoint.keep))
         state, meta = weights.state, {"data": None, "counts": {}}
         if (resume := manager.latest_step()) is not None:
             state, meta = checkpoint.restore(manager, resume, state)
+            changed = changed + changed_content(meta, config, content)
             weights = weights._replace(state=state)  # the fresh one would stay in memory beside it
             progress = Progress(config.train.steps, resume, quiet=not is_first())
             progress.say(resuming(config, run_dir, resume, changed))
@@ -90,7 +93,7 @@ def train(config: Config) -> dict | None:
         drawing = None
         if config.eval is not None or config.method.trains_on == "rollouts":
             drawing = stack.enter_context(open_drawing(config, task, weights, state, mesh, run_dir))
-        loop = _Loop(config, task, weights, mesh, manager, tracker, grader, drawing, progress, notice)
+        loop = _Loop(config, task, weights, content, mesh, manager, tracker, grader, drawing, progress, notice)
         loop.shapes = meta.get("shapes")
         notice.hear(signal.SIGINT)  # until here Ctrl-C ends the process: there was nothing to save
         if not loop.run(state, meta["data"], Counter(meta["counts"])):
@@ -126,6 +129,7 @@ class _Loop:
         config: Config,
         task: Task,
         weights: Weights,
+        content: Content,
         mesh,
         manager,
         tracker: Tracker,
@@ -134,7 +138,7 @@ class _Loop:
         progress: Progress,
         notice: Notice,
     ):
-        self.config, self.task, self.weights, self.mesh = config, task, weights, mesh
+        self.config, self.task, self.weights, self.content, self.mesh = config, task, weights, content, mesh
         self.manager, self.tracker, self.grader = manager, tracker, grader
         self.drawing, self.progress, self.notice = drawing, progress, notice
         self.lengths, self.held_out_lengths = Lengths(), Lengths()
@@ -315,7 +319,7 @@ class _Loop:
             self.progress.say(f"  {source}: {show(estimate)}")
 
     def save(self, step: int, state: TrainState, position: dict, counts: dict) -> None:
-        meta = {"data": position, "counts": counts, "shapes": self.shapes}
+        meta = {"data": position, "counts": counts, "content": self.content, "shapes": self.shapes}
         checkpoint.save(self.manager, step, state, meta | {"config": self.config.model_dump(mode="json")})
 
     def stop(self, step: int, state: TrainState, position: dict, counts: dict) -> None:
@@ -323,8 +327,7 @@ class _Loop:
         if step and step not in self.manager.all_steps():
             self.save(step, state, position, counts)
         saved = f"saved as step {step}" if step else "no step was finished, so nothing is saved"
-        told = self.notice.by or "another process"
-        self.progress.say(f"told to end ({told}): {saved}; run the same command again to resume")
+        self.progress.say(f"told to end ({self.notice.by}): {saved}; run the same command again to resume")
 
     def stop_on_nonfinite(self, step: int, state: TrainState, metrics: dict, position: dict, counts: dict) -> None:
         """The bad update was not applied, so the weights are worth keeping."""

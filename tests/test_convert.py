@@ -11,10 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from convert.__main__ import main
+from convert.card import base_name, card
+from convert.opened import Run, open_run
+from convert.sources import find_side
 from jopsd import checkpoint
 from jopsd.config import load_config
 from jopsd.mesh import make_mesh
@@ -189,7 +193,8 @@ def test_a_conversion_that_fails_midway_leaves_no_output(tmp_path, monkeypatch, 
 @pytest.fixture(scope="module")
 def adapter(runs, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("adapter") / "peft"
-    assert main(["adapter", "--from", f"{runs['lora']}:2", "--output", str(folder)]) == 0
+    argv = ["adapter", "--from", f"{runs['lora']}:2", "--output", str(folder), "--base-name", str(SUMS)]
+    assert main(argv) == 0
     return folder
 
 
@@ -251,9 +256,105 @@ def test_an_adapter_whose_base_has_moved_is_exported_with_its_new_place(runs, ad
     out = ["--from", run, "--output", tmp_path / "out"]
     assert "model.path '/gone' is not a directory" in error_of(capsys, "adapter", *out)
     assert main(["adapter", *map(str, out), "--model", str(base)]) == 0
-    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
     weights = "adapter_model.safetensors"
     assert (tmp_path / "out" / weights).read_bytes() == (adapter / weights).read_bytes()
+
+
+def under(run: Path, target: Path, old: str, new: str) -> Path:
+    """The run under another config: its checkpoints, with `old` replaced by `new` in config.yaml."""
+    target.mkdir()
+    (target / "checkpoints").symlink_to(run / "checkpoints")
+    text = (run / "config.yaml").read_text()
+    assert old in text
+    (target / "config.yaml").write_text(text.replace(old, new))
+    return target
+
+
+def test_a_base_that_was_rounded_in_training_is_said_on_export_and_named_by_verify(runs, adapter, tmp_path, capsys):
+    # The base is float16, of whose 11 bits bfloat16 keeps 8.
+    run = under(runs["lora"], tmp_path / "run", "dtype: float32", "dtype: bfloat16")
+
+    def export(name, *more):
+        argv = ["to-hf", "--from", str(run), "--output", str(tmp_path / name), "--dtype", "float32", *more]
+        assert main(argv) == 0
+        return capsys.readouterr().out
+
+    assert "in float32, of a base that was rounded from float16 to bfloat16 as in training" in export("rounded")
+    assert "of a base" not in export("exact", "--exact-base")
+    with_adapter = f"{SUMS}+{adapter}"
+    assert main(["verify", str(tmp_path / "exact"), with_adapter]) == 0
+    assert main(["verify", str(run), str(tmp_path / "rounded")]) == 0
+    capsys.readouterr()
+    for sides, why in (
+        ((tmp_path / "rounded", with_adapter), "the base of B is rounded to bfloat16 in A"),
+        ((with_adapter, tmp_path / "rounded"), "the base of A is rounded to bfloat16 in B"),
+        ((run, with_adapter), "the run A computes with its base rounded to bfloat16, and B has it exact"),
+        ((tmp_path / "exact", run), "the run B computes with its base rounded to bfloat16, and A has it exact"),
+    ):
+        assert main(["verify", *map(str, sides)]) == 1
+        verdict = capsys.readouterr().out.rstrip().splitlines()[-1]
+        assert "DIFFERENT" in verdict and f"the same adapter on the same base, but {why}" in verdict
+    assert main(["verify", str(tmp_path / "rounded"), "builtin:sums"]) == 1
+    assert "same adapter" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_exports_of_a_run_carry_a_model_card(runs, tmp_path, kind):
+    for command in {"lora": ("to-hf", "adapter"), "full": ("to-hf",)}[kind]:
+        argv = [command, "--from", str(runs[kind]), "--output", str(tmp_path / command), "--base-name", "owner/base"]
+        assert main(argv) == 0
+        _, head, body = (tmp_path / command / "README.md").read_text().split("---\n", 2)
+        said = yaml.safe_load(head)
+        assert said["base_model"] == "owner/base" and "jopsd" in said["tags"]
+        assert said["library_name"] == {"to-hf": "transformers", "adapter": "peft"}[command]
+        config = yaml.safe_load(body.partition("```yaml\n")[2].partition("```")[0])
+        assert config == yaml.safe_load((runs[kind] / "config.yaml").read_text())
+        for part in (
+            "`opsd`",
+            "arxiv.org/abs/2601.18734",
+            "sums:train",
+            "step 2 of 2",
+            "evaluated nothing",
+            "jopsd 0.",
+        ):
+            assert part in body, part
+
+
+def test_the_card_has_the_accuracy_at_the_start_and_at_the_step(runs, tmp_path):
+    run = under(runs["lora"], tmp_path / "run", "eval: null", "eval: {data: {source: 'sums:test'}, samples: 2}")
+    bounds = {"eval/accuracy_low": -0.1, "eval/accuracy": 0.0, "eval/accuracy_high": 0.1}
+    row = lambda step, x: {"step": step, **{key: x + shift for key, shift in bounds.items()}}  # noqa: E731
+    lines = [row(0, 0.25), {"step": 1, "loss": 1.0}, row(1, 0.4), row(2, 0.5), row(3, 0.9)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = card(open_run(run, 2), "owner/base", "float32", "adapter")
+    assert "Held-out accuracy on sums:test, 2 sample(s) per problem" in text
+    assert "| 0 | 25.0 % | 15.0 to 35.0 % |\n| 2 | 50.0 % | 40.0 to 60.0 % |" in text and "90.0" not in text
+
+
+@pytest.mark.parametrize(
+    ("path", "stated", "folder", "name"),
+    [
+        ("Qwen/Qwen3-4B", None, "x", "Qwen/Qwen3-4B"),
+        ("builtin:sums", None, "sums", "sums"),
+        ("/somewhere/model", None, "model", "model"),
+        ("/somewhere/model", "Qwen/Qwen3-4B", "model", "Qwen/Qwen3-4B"),
+        ("/somewhere/model", "/home/me/x", "model", "model"),
+        ("/cache/abc", None, "models--Qwen--Qwen3-4B/snapshots/abc", "Qwen/Qwen3-4B"),
+    ],
+)
+def test_the_base_is_named_so_that_others_find_it(tmp_path, path, stated, folder, name):
+    directory = tmp_path / folder
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps({"_name_or_path": stated}))
+    assert base_name(Run(tmp_path, 1, None, directory), path) == name
+
+
+def test_sides_with_a_plus_expand_home_on_both(adapter, monkeypatch):
+    monkeypatch.setenv("HOME", str(SUMS.parent))
+    monkeypatch.setenv("ADAPTERS", str(adapter.parent))
+    side = find_side(f"~/{SUMS.name}+$ADAPTERS/{adapter.name}", "A")
+    assert (side.path, side.adapter) == (SUMS, adapter)
 
 
 def test_an_adapter_that_is_interrupted_or_has_no_place_leaves_nothing(runs, tmp_path, monkeypatch, capsys):

@@ -398,10 +398,12 @@ def write_pretrained(
     dtype: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """`save_pretrained` for a model whose leaves need not be in memory together: `leaf(name)` is called once for each.
 
-    shapes: shape and dtype of every leaf, by its name.
+    Args:
+      shapes: shape and dtype of every leaf, by its name. texts: more files to write, by their names.
     """
     directory = Path(directory)
     folder = None if isinstance(source, dict) else Path(source)
@@ -432,6 +434,8 @@ def write_pretrained(
             write_safetensors(partial_dir, shards, dtype, arrays())
             write_index(partial_dir, shards, np.dtype(dtype).itemsize)
             _write_companions(partial_dir, raw, folder, dtype)
+            for name, text in (texts or {}).items():
+                (partial_dir / name).write_text(text, encoding="utf-8")
 
 
 @contextmanager
