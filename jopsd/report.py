@@ -1,14 +1,14 @@
 """What a run says of itself: its header, what changed since it was started, its summary."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from jopsd import checkpoint
-from jopsd.config import Config, ConfigError, flatten
+from jopsd.config import Config, ConfigError, flatten, load_config
 from jopsd.data.chat import template_honours_thinking
 from jopsd.evaluate import Estimate, Evaluated
+from jopsd.rollouts import Rollout
 from jopsd.schema import TEACHER_KEYS
 from jopsd.setup import Task
 from jopsd.tracking import Progress, curve, read_metrics, replace_text, sparkline
@@ -18,6 +18,12 @@ FREE_KEYS = (
     "train.steps",
     "train.epochs",
     "train.on_nonfinite",
+    "train.profile",
+    # These change rounding alone.
+    "train.packing",
+    "train.micro_batch_size",
+    "train.micro_batch_tokens",
+    "train.token_chunk",
     "optimizer.learning_rate",
     "eval",
     "checkpoint",
@@ -81,6 +87,34 @@ def _teacher_in_words(config: Config) -> str:
     return f"{config.teacher.kind}{keys}; reads context {config.context.name}{when}"
 
 
+def warnings(config: Config, rollouts: Sequence[Rollout]) -> dict[str, str]:
+    """What a reader should know of a step's rollouts, by the kind of trouble; each kind is said once a run."""
+    found, graded = {}, [r.score for r in rollouts if r.score is not None]
+    limit = config.sampling.max_new_tokens
+    if config.method.trains_on == "rollouts" and all(r.finish == "length" for r in rollouts):
+        found["cut"] = (
+            f"all {len(rollouts)} rollouts were cut at sampling.max_new_tokens {limit}; see samples/, and raise it if "
+            "they had more to say"
+        )
+    if graded and not any(score.formatted for score in graded):
+        found["form"] = (
+            f"in none of {len(graded)} rollouts an answer could be found (reward.name {config.reward.name}); look at "
+            "samples/ and at the instruction that the prompt gives"
+        )
+    groups: dict[int, set[float]] = {}
+    for rollout in rollouts if graded else ():
+        groups.setdefault(rollout.group, set()).add(rollout.score.reward)
+    if config.method.uses_reward and graded and all(len(rewards) == 1 for rewards in groups.values()):
+        found["constant"] = (
+            f"in every group all {config.sampling.n} rollouts have one reward, so method {config.method.name} learns "
+            "nothing from this step; choose problems that are sometimes solved, or raise sampling.n"
+        )
+    reads_more = config.method.teacher_views and config.teacher.kind != "external"
+    if reads_more and all(r.prompts.get("teacher") == r.prompts["student"] for r in rollouts):
+        found["same"] = "the teacher reads what the student reads in every rollout of this step"
+    return found
+
+
 def show(estimate: Estimate) -> str:
     return f"{estimate.mean:.3f} (95 % interval {estimate.low:.3f} to {estimate.high:.3f})"
 
@@ -107,7 +141,8 @@ def changes(config: Config, run_dir: Path) -> list[str]:
     saved = run_dir / "config.yaml"
     if not saved.is_file() or not checkpoint.checkpoint_dir(run_dir).is_dir():
         return []
-    old, new = (flatten(tree) for tree in (yaml.safe_load(saved.read_text()), config.model_dump(mode="json")))
+    # Read as a config, so that keys which are younger than the run have their defaults.
+    old, new = (flatten(one.model_dump(mode="json")) for one in (load_config(saved), config))
     if config.train.steps is None:  # epochs are counted in steps when the rows are
         new |= {key: old.get(key) for key in ("train.steps", "train.epochs")}
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]

@@ -27,7 +27,7 @@ from jopsd.mesh import put_rows
 from jopsd.packing import pack, shapes
 from jopsd.preemption import Notice, Preempted, listening
 from jopsd.prompts import Item
-from jopsd.report import changes, eval_metrics, header, resuming, show, summarise
+from jopsd.report import changes, eval_metrics, header, resuming, show, summarise, warnings
 from jopsd.rewards.grader import Grader, make_grader
 from jopsd.rollouts import (
     Rollout,
@@ -142,6 +142,7 @@ class _Loop:
         self.manager, self.tracker, self.grader = manager, tracker, grader
         self.drawing, self.progress, self.notice = drawing, progress, notice
         self.lengths, self.held_out_lengths = Lengths(), Lengths()
+        self.warned: set[str] = set()
         self.shapes: dict[str, list[int]] | None = (
             None  # of the last step's packed rows, so that the next may share them
         )
@@ -181,6 +182,7 @@ class _Loop:
                 if nonfinite and config.train.on_nonfinite == "error":
                     self.stop_on_nonfinite(step, state, metrics, position, counts)
                 self.log(step, metrics)
+                self.warn(rollouts)
                 if self.evaluates(step):
                     self.evaluate(step, state)
                 if step == config.train.steps or step % config.checkpoint.every == 0:
@@ -205,6 +207,13 @@ class _Loop:
         if step % self.config.log.every == 0 or step == self.config.train.steps:
             self.tracker.write(step, metrics)
             self.progress.show(step, metrics)
+
+    def warn(self, rollouts: list[Rollout]) -> None:
+        """Says what is wrong with a step's rollouts, each kind of trouble once."""
+        for kind, text in warnings(self.config, rollouts).items():
+            if kind not in self.warned:
+                self.warned.add(kind)
+                self.progress.say(f"warning: {text}")
 
     def dump(self, step: int, rollouts: list[Rollout]) -> None:
         log = self.config.log

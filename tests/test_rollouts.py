@@ -14,6 +14,7 @@ from jopsd.data.sums import problems
 from jopsd.models.tokenizer import load_tokenizer
 from jopsd.models.turns import fix_clock
 from jopsd.prompts import Item, Tokenizers
+from jopsd.report import warnings
 from jopsd.rewards.score import Score
 from jopsd.rollouts import Rollout, batch_of, rollout_metrics, solution_rollouts, step_numbers, with_teachers
 from jopsd.setup import BUILTIN
@@ -165,3 +166,22 @@ def test_sft_teaches_the_end_of_the_turn_and_no_control_token_of_the_solution(te
     assert tokenizer.decode([*(prompt[:1] if tokens == "all" else prompt), *targets]) == whole
     stop = tokenizer.convert_tokens_to_ids(end)
     assert targets[-1] == stop and list(targets).count(stop) == 1 + (list(prompt).count(stop) if tokens == "all" else 0)
+
+
+def test_what_is_wrong_with_all_rollouts_of_a_step_is_told_and_what_is_right_is_not():
+    def warned(cfg, *made):
+        return set(warnings(cfg, made))
+
+    def graded(group, reward, finish="eos", formatted=True, teacher=(1, 2, 3)):
+        (one,) = rollouts([reward])
+        score = replace(one.score, formatted=formatted)
+        return replace(one, group=group, finish=finish, score=score, prompts={"student": [1, 2], "teacher": [*teacher]})
+
+    opsd, grpo = (config(method={"name": name}, context={"name": "solution"}) for name in ("opsd", "grpo"))
+    assert warned(opsd, graded(0, 1.0), graded(0, 1.0)) == set()
+    assert warned(opsd, graded(0, 1.0, "length"), graded(0, 0.0, "length")) == {"cut"}
+    assert warned(opsd, graded(0, 1.0, "length"), graded(0, 0.0)) == set()
+    assert warned(opsd, graded(0, 0.0, formatted=False)) == {"form"}
+    assert warned(opsd, graded(0, 0.0, teacher=(1, 2))) == {"same"}
+    assert warned(grpo, graded(0, 1.0), graded(0, 1.0), graded(1, 0.0), graded(1, 0.0)) == {"constant"}
+    assert warned(grpo, graded(0, 1.0), graded(0, 0.0), graded(1, 0.0), graded(1, 0.0)) == set()
