@@ -39,8 +39,12 @@ class Packing(NamedTuple):
     multiple: int
 
 
-_SPARE = 1.2
+_SPARE = 1.2  # a size seen before may be so much larger than what is needed
+_ROOM = 1.05  # and a new one is
 _PARTS = "micro_batches"
+
+
+Shapes = Mapping[str, Sequence[int]]  # [rows, columns] by view, and [micro-batches] under _PARTS
 
 
 class _Layout(NamedTuple):
@@ -61,14 +65,12 @@ class _Size(NamedTuple):
     width: int
 
 
-def pack(
-    batches: Sequence[TrainBatch], how: Packing, earlier: Mapping[str, Sequence[int]] | None = None
-) -> list[TrainBatch]:
+def pack(batches: Sequence[TrainBatch], how: Packing, seen: Sequence[Shapes] = ()) -> list[TrainBatch]:
     """The updates of a step, packed, all in arrays of one shape. Rollouts without a token that counts are left out.
 
     Args:
       batches: of numpy arrays, as `make_batch` gives them, of one shape.
-      earlier: `shapes` of an earlier step. They are kept where they hold this one with little padding, because another
+      seen: `shapes` of earlier steps. The smallest that holds this one with little padding is taken, because another
         shape is another compilation.
 
     Raises:
@@ -76,7 +78,7 @@ def pack(
     """
     lengths = [_lengths(batch) for batch in batches]
     longest = max((int(n.max(initial=1)) for own in lengths for n in own.values()), default=1)
-    if how.tokens is not None and _size_of(how, longest, 1).width > how.tokens:
+    if how.tokens is not None and pad_length(longest, how.multiple, parts=16) > how.tokens:
         raise ValueError(
             f"a rollout of {longest} tokens with its prompt takes more than the {how.tokens} columns of "
             "train.micro_batch_tokens; raise that, or lower data.max_prompt_tokens or sampling.max_new_tokens"
@@ -84,15 +86,46 @@ def pack(
     rollouts = max((int((batch.mask != 0).any(axis=1).sum()) for batch in batches), default=0)
     parts = how.micro_batches or _fewest(lengths, how)
     while True:
-        layouts, sizes = _lay_out(lengths, how, parts, earlier or {})
+        layouts, sizes = _lay_out(lengths, how, parts, {})
         most = max(size.rows * size.width for size in sizes.values())
         if how.micro_batches or most <= how.tokens or parts >= rollouts:
             break
         parts = pad_length(parts + 1, 1)
+    layouts, sizes = _familiar(lengths, how, parts, sizes, seen)
     return [_packed(batch, layout, sizes, how.shards, parts) for batch, layout in zip(batches, layouts, strict=True)]
 
 
-def shapes(batch: TrainBatch) -> dict[str, list[int]]:
+def _familiar(
+    lengths: list[dict[str, np.ndarray]], how: Packing, parts: int, least: dict[str, _Size], seen: Sequence[Shapes]
+) -> tuple[list[_Layout], dict[str, _Size]]:
+    """The layout in sizes of `seen`, or in new ones with a little room. least: the sizes without any."""
+    columns = lambda sizes: sum(size.rows * size.width for size in sizes.values())  # noqa: E731
+    known = [
+        {view: _Size(size[0] // (how.shards * parts), size[1]) for view, size in one.items() if view != _PARTS}
+        for one in seen
+        if one[_PARTS] == [parts]
+    ]
+    for sizes in sorted((one for one in known if columns(one) <= _SPARE * columns(least)), key=columns):
+        widths = {view: size.width for view, size in sizes.items()}
+        if all(size.width <= widths.get(view, 0) for view, size in least.items()):
+            layouts, needed = _lay_out(lengths, how, parts, widths)
+            if all(size.rows <= sizes[view].rows for view, size in needed.items()):
+                return layouts, sizes
+    new = {view: _with_room(how, size) for view, size in least.items()}
+    layouts, needed = _lay_out(lengths, how, parts, {view: size.width for view, size in new.items()})
+    return layouts, {view: _Size(max(size.rows, needed[view].rows), size.width) for view, size in new.items()}
+
+
+def _with_room(how: Packing, size: _Size) -> _Size:
+    """A little more than the size, within `how.tokens`."""
+    most = how.tokens or math.inf
+    if how.one_row:
+        more = -(-math.ceil(_ROOM * size.width) // how.multiple) * how.multiple
+        return _Size(1, more if more <= most else size.width)
+    return _Size(max(min(math.ceil(_ROOM * size.rows), int(min(most, 2**31)) // size.width), size.rows), size.width)
+
+
+def shapes(batch: TrainBatch) -> Shapes:
     """The shapes of a packed update that decide which program runs: rows and columns by view, and micro-batches."""
     found = {name: [len(view.tokens), view.tokens.shape[-1]] for name, view in batch.views.items()}
     return found | {_PARTS: [batch.micro_batches]}
@@ -123,40 +156,33 @@ def _fewest(lengths: list[dict[str, np.ndarray]], how: Packing) -> int:
     return pad_length(math.ceil(most / (how.shards * how.tokens)), 1)
 
 
-def _size_of(how: Packing, width: int, rows: int) -> _Size:
-    return _Size(pad_length(rows, 1, parts=16), pad_length(width, how.multiple, parts=16))
-
-
 def _lay_out(
-    lengths: list[dict[str, np.ndarray]], how: Packing, parts: int, earlier: Mapping[str, Sequence[int]]
+    lengths: list[dict[str, np.ndarray]], how: Packing, parts: int, widths: Mapping[str, int]
 ) -> tuple[list[_Layout], dict[str, _Size]]:
-    """Where everything stands with so many micro-batches, and the size of every view's rows."""
-    comparable = list(earlier.get(_PARTS, ())) == [parts]
+    """Where everything stands with so many micro-batches, and the sizes it takes. widths: of rows by view, if given."""
     dealt = [deal(sum(n.sum(axis=1) for n in own.values()), how.shards * parts) for own in lengths]
     layouts, sizes = [_Layout(bins, {}, {}) for bins in dealt], {}
     for view in lengths[0]:
-        if how.one_row:
-            sums = [
-                np.bincount(bins[bins >= 0], column[bins >= 0], minlength=1).max()
-                for bins, own in zip(dealt, lengths, strict=True)
-                for column in own[view].T
-            ]
-            width, rows = int(max(sums, default=1)), 1
-        else:
-            width, rows = max(int(own[view].max(initial=1)) for own in lengths), 0
-        before = _Size(earlier[view][0] // (how.shards * parts), earlier[view][1]) if comparable else _Size(0, 0)
-        width = _kept(before.width, _size_of(how, width, 1).width)
+        width, rows = widths.get(view) or _width(how, view, lengths, dealt), 1
         for layout, own in zip(layouts, lengths, strict=True):
             filled = [fill(column, layout.bins, width) for column in own[view].T]
             layout.rows[view], layout.starts[view] = (np.stack(x, axis=1) for x in zip(*filled, strict=True))
             rows = max(rows, int(layout.rows[view].max(initial=0)) + 1)
-        sizes[view] = _Size(_kept(before.rows, pad_length(rows, 1, parts=16)), width)
+        sizes[view] = _Size(rows, width)
     return layouts, sizes
 
 
-def _kept(before: int, needed: int) -> int:
-    """The size of an earlier step, if it is enough for what is needed and not much more."""
-    return before if needed <= before <= _SPARE * needed else needed
+def _width(how: Packing, view: str, lengths: list[dict[str, np.ndarray]], dealt: list[np.ndarray]) -> int:
+    """Columns of a view's rows: what any bin needs for all it holds, or the longest sequence."""
+    if not how.one_row:
+        longest = max(int(own[view].max(initial=1)) for own in lengths)
+        return pad_length(longest, how.multiple, parts=16)
+    sums = [
+        np.bincount(bins[bins >= 0], column[bins >= 0], minlength=1).max()
+        for bins, own in zip(dealt, lengths, strict=True)
+        for column in own[view].T
+    ]
+    return -(-max(int(max(sums, default=1)), 1) // how.multiple) * how.multiple
 
 
 def deal(costs: np.ndarray, bins: int) -> np.ndarray:

@@ -94,7 +94,7 @@ def train(config: Config) -> dict | None:
         if config.eval is not None or config.method.trains_on == "rollouts":
             drawing = stack.enter_context(open_drawing(config, task, weights, state, mesh, run_dir))
         loop = _Loop(config, task, weights, content, mesh, manager, tracker, grader, drawing, progress, notice)
-        loop.shapes = meta.get("shapes")
+        loop.shapes = list(meta.get("shapes", []))
         notice.hear(signal.SIGINT)  # until here Ctrl-C ends the process: there was nothing to save
         if not loop.run(state, meta["data"], Counter(meta["counts"])):
             return None
@@ -240,7 +240,7 @@ class _Loop:
         batches = [batch_of(part, self.config, tokenizer, like=rollouts) for part in parts]
         if self.packing is not None:
             batches = pack(batches, self.packing, self.shapes)
-            self.shapes = shapes(batches[0])
+            self.shapes += [new for new in [shapes(batches[0])] if new not in self.shapes]
         return put_rows(batches, self.mesh)
 
     def start(self, step: int, batches, state: TrainState, ahead: bool = False) -> _Draw:

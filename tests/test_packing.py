@@ -109,15 +109,13 @@ def test_rows_are_filled_without_overlap():
         taken |= cells
 
 
-def test_shapes_of_an_earlier_step_are_kept_where_they_hold_this_one_with_little_padding():
-    how = HOW["one row"]
-    longer, shorter = ragged(rows=64, seed=0), ragged(rows=60, seed=0)
-    (first,), (alone,) = pack([longer], how), pack([shorter], how)
-    kept = shapes(first)
-    assert shapes(alone) != kept
-    (second,) = pack([shorter], how, kept)
-    assert shapes(second) == kept
-    (few,) = pack([ragged(rows=16)], how, kept)
-    assert few.views["student"].tokens.size < 0.5 * first.views["student"].tokens.size
-    (grown,) = pack([longer], how, shapes(few))
-    assert shapes(grown) == kept
+@pytest.mark.parametrize("how", ["one row", "rows"])
+def test_shapes_seen_before_serve_where_they_hold_a_step_with_little_padding(how):
+    seen, fills = [], []
+    for seed in range(40):
+        (packed,) = pack([ragged(rows=64, seed=seed)], HOW[how], seen)
+        seen += [new for new in [shapes(packed)] if new not in seen]
+        fills.append((packed.views["student"].segments != 0).mean())
+    assert len(seen) <= 6 and np.mean(fills) > 0.7, (len(seen), np.mean(fills))
+    (few,) = pack([ragged(rows=16)], HOW[how], seen)
+    assert shapes(few) not in seen, "a quarter of the tokens takes no larger program"
