@@ -1,6 +1,5 @@
 """The model card (README.md) of an export: what a stranger needs to know of how these weights came to be."""
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -64,7 +63,7 @@ def card(run: Run, base: str, dtype: str, kind: str) -> str:
     names = dict.fromkeys([*_PAPERS.get(config.method.name, ()), *_PAPERS.get(config.context.name, ())])
     papers = [f"[{name}](https://arxiv.org/abs/{_ARXIV[name]})" for name in names]
     about = (sys.modules[type(config.method).__module__].__doc__ or config.method.name).split("\n\n")[0]
-    head = ["---", f"base_model: {json.dumps(base)}", "pipeline_tag: text-generation"]
+    head = ["---", *([f"base_model: {base}"] if "/" in base else []), "pipeline_tag: text-generation"]
     head += [f"library_name: {'peft' if kind == 'adapter' else 'transformers'}"]
     head += ["tags:", "- jopsd", f"- {config.method.name}", *(["- lora"] if config.lora else []), "---"]
     teacher = f"{config.teacher.kind}; reads context `{config.context.name}`"

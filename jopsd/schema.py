@@ -55,7 +55,7 @@ class Lora(Section):
     @classmethod
     def _are_projections(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := [target for target in targets if target not in TARGETS]:
-            short = [target.removesuffix("_proj") for target in targets]
+            short = dict.fromkeys(target.removesuffix("_proj") for target in targets)
             meant = f"; did you mean [{', '.join(short)}]?" if set(short) <= set(TARGETS) else ""
             raise ValueError(f"{unknown[0]} is not one of {', '.join(TARGETS)}{meant}")
         return targets

@@ -162,7 +162,7 @@ def test_a_stop_token_outside_the_vocabulary_is_refused(refuse, model):
 def test_lora_targets_that_the_model_lacks_are_refused_with_those_it_has(tmp_path, capsys):
     config = write_config(tmp_path, train={"batch_size": 8}, lora={"targets": ["q", "q_proj"]})
     assert main(["--config", str(config)]) == 1
-    assert "['q_proj'] are not projections of this model: ['down', 'gate'" in capsys.readouterr().err
+    assert "q_proj is not one of q, k, v, o, gate, up, down; did you mean [q]?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("field", ["problem", "solution", "answer"])
