@@ -40,6 +40,7 @@ class Packing(NamedTuple):
 
 
 _SPARE = 1.2  # a size seen before may be so much larger than what is needed
+_SPARE_BLOCKS = 4  # or by so many multiples in each view: small programs cost less than their compilation
 _ROOM = 1.05  # and a new one is
 _PARTS = "micro_batches"
 
@@ -105,7 +106,8 @@ def _familiar(
         for one in seen
         if one[_PARTS] == [parts]
     ]
-    for sizes in sorted((one for one in known if columns(one) <= _SPARE * columns(least)), key=columns):
+    most = max(_SPARE * columns(least), columns(least) + _SPARE_BLOCKS * how.multiple * len(least))
+    for sizes in sorted((one for one in known if columns(one) <= most), key=columns):
         widths = {view: size.width for view, size in sizes.items()}
         if all(size.width <= widths.get(view, 0) for view, size in least.items()):
             layouts, needed = _lay_out(lengths, how, parts, widths)
