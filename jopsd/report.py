@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from jopsd import checkpoint
 from jopsd.config import Config, ConfigError, flatten, load_config
 from jopsd.data.chat import template_honours_thinking
@@ -142,7 +144,11 @@ def changes(config: Config, run_dir: Path) -> list[str]:
     if not saved.is_file() or not checkpoint.checkpoint_dir(run_dir).is_dir():
         return []
     # Read as a config, so that keys which are younger than the run have their defaults.
-    old, new = (flatten(one.model_dump(mode="json")) for one in (load_config(saved), config))
+    try:
+        was = load_config(saved).model_dump(mode="json")
+    except ConfigError:
+        was = yaml.safe_load(saved.read_text())  # of another version, or of no run; what differs is named below
+    old, new = flatten(was), flatten(config.model_dump(mode="json"))
     if config.train.steps is None:  # epochs are counted in steps when the rows are
         new |= {key: old.get(key) for key in ("train.steps", "train.epochs")}
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]

@@ -15,7 +15,7 @@ from jopsd.models.attention import FLASH
 from jopsd.models.decoder import ModelConfig
 
 # What a kernel's backward pass does in units of its forward pass: the kernels form the scores again.
-_KERNEL_BACKWARD = {"splash": 3.5, "cudnn": 2.5}
+_KERNEL_BACKWARD = {"splash": 3.5, "cudnn": 2.5, "blocks": 2.5}
 
 
 class Reading(NamedTuple):
@@ -88,7 +88,10 @@ def trained(cfg: ModelConfig, columns: int, lora=None, context: int = 1) -> floa
     last = 2 * cfg.intermediate_size * cfg.hidden_size
     # Only the adapter of "o" asks plain attention for its result again; the others ask for the weights.
     plain = cfg.attention not in FLASH and lora is not None and "o" not in lora.targets
-    again = {"full": base - last + own_again + attend, "dots": attend / (2 if plain else 1), "none": 0}[cfg.remat]
+    # What a projection gives is kept with its adapter's part in it, so what lies between the two factors is not.
+    between = 2 * lora.rank * sum(cfg.projections[name][0] for name in lora.targets) if lora is not None else 0
+    dots = attend / (2 if plain else 1) + between
+    again = {"full": base - last + own_again + attend, "dots": dots, "none": 0}[cfg.remat]
     return cfg.num_layers * columns * (base + own + attend + backward + again)
 
 
