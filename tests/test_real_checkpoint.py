@@ -144,7 +144,7 @@ def test_a_transformers_checkpoint_trains_resumes_goes_back_and_evaluates(case, 
     assert kill_when(config, env, lambda: (run_dir / "checkpoints/1").exists())
     text = run(config, env)
     assert f"resuming {run_dir} after step " in text
-    assert "thinking: student False, teacher True" in text
+    assert "thinking: student off, teacher on" in text
     student, teacher = (text.split(f"--- first {view} prompt")[1].split("\n---")[0] for view in ("student", "teacher"))
     assert student.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert teacher.endswith("<|im_start|>assistant\n") and "Reference Solution" in teacher
